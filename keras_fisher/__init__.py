@@ -1,0 +1,26 @@
+"""See and control the Fisher information of a network while it trains."""
+
+from keras_fisher import applications
+from keras_fisher import callbacks
+from keras_fisher import datasets
+from keras_fisher import layers
+from keras_fisher import likelihoods
+from keras_fisher.model import FisherModel
+from keras_fisher.penalties import FisherPenalty
+from keras_fisher.penalties import GradientPenalty
+from keras_fisher.penalties import InputGradientPenalty
+from keras_fisher.penalties import UniformLabelPenalty
+
+__all__ = [
+    "FisherModel",
+    "FisherPenalty",
+    "GradientPenalty",
+    "InputGradientPenalty",
+    "UniformLabelPenalty",
+    "applications",
+    "callbacks",
+    "datasets",
+    "layers",
+    "likelihoods",
+]
+__version__ = "0.1.0"

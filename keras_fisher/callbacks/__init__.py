@@ -1,0 +1,5 @@
+"""Callbacks that show the Fisher information while a model trains."""
+
+from keras_fisher.callbacks.tensorboard import FisherTensorBoard
+
+__all__ = ["FisherTensorBoard"]

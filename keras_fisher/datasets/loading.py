@@ -1,0 +1,222 @@
+"""Loading of data sets through TFDS."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import contextlib
+import errno
+import logging
+import os
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from keras_fisher.datasets.random_state import borrowed_random_state
+
+_EMBEDDED_NAMES = "'digits' and 'mnist1d'"
+
+# Import name and PyPI name of what `pip install keras_fisher[data]` brings.
+_DATA_PACKAGES = {
+    # Needed by tensorflow-datasets 4.9.10, which does not say so:
+    # https://github.com/tensorflow/datasets/issues/11212
+    "importlib_resources": "importlib_resources",
+    "mnist1d": "mnist1d",
+    "sklearn": "scikit-learn",
+    "tensorflow_datasets": "tensorflow-datasets",
+}
+
+
+def load(
+    name: str,
+    split: Any = None,
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    batch_size: int | None = None,
+    shuffle_files: bool = False,
+    with_info: bool = False,
+    **kwargs: Any,
+) -> Any:
+    """Load a data set as `(x, y)` pairs that are ready to train on.
+
+    `"mnist1d"` (signals of shape `(40, 1)`) and `"digits"` (images of shape
+    `(8, 8, 1)`) are embedded: they are generated on the machine, once, and
+    need no network. Any other name goes to
+    [TensorFlow Datasets](https://www.tensorflow.org/datasets/catalog), which
+    downloads the data set on first use.
+
+    `x` is float32: images are scaled to `[0, 1]`, other numbers are cast,
+    text stays text. Integer `y` is int64. The global random state of Python
+    and NumPy is the same after the call as before.
+
+    Args:
+        name: Name of the data set, `"mnist1d"`, `"digits"` or any name that
+            `tfds.load` accepts.
+        split: What to load, as for `tfds.load`: a split expression such as
+            `"train"` or `"train[:10%]"`, a list of them, or `None` for all
+            splits.
+        data_dir: Folder in which prepared data sets are kept. Defaults to
+            the environment variable `TFDS_DATA_DIR`, or else to
+            `~/tensorflow_datasets`.
+        batch_size: Number of examples in a batch; the last batch may be
+            smaller. `None` leaves single examples, to be shuffled first.
+        shuffle_files: Whether to shuffle the files of a large data set.
+        with_info: Whether to return the `tfds.core.DatasetInfo` as well.
+        **kwargs: Further arguments of `tfds.load`, for example `download` or
+            `read_config`.
+
+    Returns:
+        A `tf.data.Dataset` if `split` is one expression, a list of them if
+        it is a list, a dict of them by split name if it is `None`; with
+        `with_info=True` a pair of that and a `tfds.core.DatasetInfo`.
+
+    Raises:
+        ImportError: If a package of `keras_fisher[data]` is missing.
+        RuntimeError: If the data set cannot be downloaded or written.
+        ValueError: If there is no data set or split of that name, if the
+            data set has no `(input, target)` pair, or if `batch_size` is not
+            positive.
+
+    Example:
+    >>> train, test = keras_fisher.datasets.load("mnist1d", ["train", "test"])
+    >>> train = train.shuffle(4000).batch(128)
+    """
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(
+            "`batch_size` must be a positive integer, or None for single "
+            f"examples. Received: batch_size={batch_size}. Call `.batch()` on "
+            "the result for anything else."
+        )
+    datasets, info = _tfds_load(
+        name,
+        split=split,
+        data_dir=data_dir,
+        shuffle_files=shuffle_files,
+        as_supervised=True,
+        with_info=True,
+        **kwargs,
+    )
+    maximum = _input_maximum(info)
+
+    def ready_example(x: Any, *targets: Any) -> tuple:
+        return _ready_input(x, maximum), *map(_ready_target, targets)
+
+    def ready(dataset: tf.data.Dataset) -> tf.data.Dataset:
+        dataset = dataset.map(
+            ready_example, num_parallel_calls=tf.data.AUTOTUNE
+        )
+        return dataset if batch_size is None else dataset.batch(batch_size)
+
+    datasets = tf.nest.map_structure(ready, datasets)
+    return (datasets, info) if with_info else datasets
+
+
+def _tfds_load(name: str, **kwargs: Any) -> Any:
+    """Returns what `tfds.load` returns, and advice where it fails."""
+    with _missing_package_explained(name):
+        tfds = _tfds_with_embedded_builders()
+        try:
+            with borrowed_random_state(), _quiet_logger("absl"):
+                return _load_or_reload(tfds, name, kwargs)
+        except tfds.core.DatasetNotFoundError:
+            # Not chained: TFDS lists more than a thousand names.
+            raise ValueError(
+                f"Unknown data set. Received: name={name!r}. Embedded are "
+                f"{_EMBEDDED_NAMES}; any other name of TensorFlow Datasets "
+                "works too: https://www.tensorflow.org/datasets/catalog."
+            ) from None
+        except (OSError, tfds.download.DownloadError) as error:
+            raise RuntimeError(
+                f"Could not prepare the data set {name!r}: "
+                f"{type(error).__name__}: {error}. Check the network and the "
+                "disk, or prepare it on another machine and pass that folder "
+                f"as `data_dir`. {_EMBEDDED_NAMES} need no network."
+            ) from error
+
+
+@contextlib.contextmanager
+def _missing_package_explained(name: str) -> Iterator[None]:
+    """Says how to install what the data set `name` could not import."""
+    try:
+        yield
+    except ImportError as error:
+        package = _DATA_PACKAGES.get((error.name or "").partition(".")[0])
+        if package is None:
+            raise
+        raise ImportError(
+            f"The data set {name!r} needs the package {package!r}, which "
+            f"cannot be imported ({error}). Install it with "
+            "`pip install keras_fisher[data]`.",
+            name=error.name,
+        ) from error
+
+
+def _tfds_with_embedded_builders() -> ModuleType:
+    """Returns TFDS, which knows a builder once its class is defined."""
+    import tensorflow_datasets as tfds
+
+    from keras_fisher.datasets import digits  # noqa: F401
+    from keras_fisher.datasets import mnist1d  # noqa: F401
+
+    return tfds
+
+
+def _load_or_reload(tfds: ModuleType, name: str, kwargs: Any) -> Any:
+    """Returns what `tfds.load` returns, also if others prepare the same."""
+    try:
+        return tfds.load(name, **kwargs)
+    except OSError as error:
+        # Another process was first to put its copy in place: take that one.
+        is_taken = isinstance(error, FileExistsError)
+        if not is_taken and error.errno != errno.ENOTEMPTY:
+            raise
+        return tfds.load(name, **kwargs)
+
+
+@contextlib.contextmanager
+def _quiet_logger(name: str) -> Iterator[None]:
+    """Keeps warnings of the logger `name` from the screen."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _input_maximum(info: Any) -> int | None:
+    """Returns the value of white if the inputs are images of integers."""
+    import tensorflow_datasets as tfds
+
+    key = info.supervised_keys[0]
+    feature = info.features[key] if isinstance(key, str) else None
+    if not isinstance(feature, tfds.features.Image):
+        return None
+    if not np.issubdtype(feature.np_dtype, np.integer):
+        return None
+    metadata = info.metadata if isinstance(info.metadata, dict) else {}
+    return metadata.get("max_pixel", np.iinfo(feature.np_dtype).max)
+
+
+def _ready_input(x: Any, maximum: int | None) -> Any:
+    """Returns `x` with numbers as float32, integers from 0 to 1 if images."""
+
+    def ready(value: tf.Tensor) -> tf.Tensor:
+        if value.dtype.is_integer and maximum is not None:
+            return tf.cast(value, tf.float32) / maximum
+        if value.dtype.is_integer or value.dtype.is_floating:
+            return tf.cast(value, tf.float32)
+        return value
+
+    return tf.nest.map_structure(ready, x)
+
+
+def _ready_target(y: Any) -> Any:
+    """Returns `y` with integers as int64."""
+
+    def ready(value: tf.Tensor) -> tf.Tensor:
+        return tf.cast(value, tf.int64) if value.dtype.is_integer else value
+
+    return tf.nest.map_structure(ready, y)

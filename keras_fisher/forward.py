@@ -1,0 +1,282 @@
+"""The one forward pass that the loss and the penalty share.
+
+A penalty may look at a random part of the batch. Where no layer lets examples
+see each other, the part and the rest run through the model one after the
+other and the outputs are joined, so that a small part costs little; otherwise
+(batch normalization) the whole batch runs at once and the part's outputs are
+picked from it. Both give the same quantities.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_fisher import sampling
+from keras_fisher import second_derivatives
+
+
+@dataclasses.dataclass(frozen=True)
+class Forward:
+    """A recorded forward pass in training mode.
+
+    Attributes:
+        outputs: Outputs for the whole batch, in the order of the batch.
+        part_outputs: Outputs for the part that the penalty looks at.
+        rows: Positions of the part's examples in the batch; None for all.
+        mask: Keras mask of `part_outputs`, or None.
+        batch_size: Number of examples in the batch.
+        part_size: Number of examples in the part.
+        layer: The layer that ran.
+        inputs: What it ran on to give `part_outputs`.
+        targets: What penalties are differentiated by: the values of the
+            layer's trainable variables, then the watched inputs, flat.
+        tape: Persistent tape from `targets` to `part_outputs`.
+        second_tape: Another one, for second derivatives; None if not asked
+            for.
+    """
+
+    outputs: tf.Tensor
+    part_outputs: tf.Tensor
+    rows: tf.Tensor | None
+    mask: tf.Tensor | None
+    batch_size: int | tf.Tensor
+    part_size: int | tf.Tensor
+    layer: keras.layers.Layer
+    inputs: Any
+    targets: list
+    tape: tf.GradientTape
+    second_tape: tf.GradientTape | None
+    _state_before: list
+    _picked: bool
+
+    def of_part(self, values: tf.Tensor) -> tf.Tensor:
+        """The rows of `values`, one per example, that belong to the part."""
+        return values if self.rows is None else tf.gather(values, self.rows)
+
+    def replay(self, targets: list) -> tuple[tf.GradientTape, tf.Tensor]:
+        """Runs the part again on other values, and changes nothing.
+
+        Random layers draw the same numbers as the first time.
+
+        Args:
+            targets: A tensor in place of each of `self.targets`.
+
+        Returns:
+            A tape from `targets` to the outputs for the part, and these.
+        """
+        variables = self.layer.trainable_variables
+        inputs = iter(targets[len(variables) :])
+        watched = {id(t) for t in self.targets[len(variables) :]}
+        inputs = keras.tree.map_structure(
+            lambda x: next(inputs) if id(x) in watched else x, self.inputs
+        )
+        state = [*zip(variables, targets), *self._state_before]
+        tape = _tape()
+        with (
+            keras.StatelessScope(state_mapping=state),
+            _recording([tape], targets, differentiable=False),
+        ):
+            outputs = self.layer(inputs, training=True)
+            if self._picked:
+                outputs = tf.gather(outputs, self.rows)
+        return tape, outputs
+
+
+def run(
+    layer: keras.layers.Layer,
+    inputs: Any,
+    *,
+    fraction: float = 1.0,
+    seed: int | keras.random.SeedGenerator = 0,
+    watch_inputs: bool = False,
+    differentiable: bool = True,
+    twice: bool = False,
+    replayable: bool = False,
+) -> Forward:
+    """Runs a layer in training mode, once for each example.
+
+    Args:
+        layer: A built layer or model with one output tensor.
+        inputs: Its inputs, with the batch as first axis of each.
+        fraction: Share of the batch that makes up the part: a random subset,
+            of one example at least.
+        seed: Where the draw of the part comes from; not touched if
+            `fraction` is 1.
+        watch_inputs: Whether inputs of floating point are among the targets.
+        differentiable: Whether the gradient of the outputs will be
+            differentiated again. If not, the pass is the same to the last bit
+            as without a recording.
+        twice: Whether `Forward.second_tape` is wanted.
+        replayable: Whether `Forward.replay` will be called.
+
+    Returns:
+        A `Forward`.
+
+    Raises:
+        ValueError: If the layer has more than one output.
+    """
+    state_before = _state(layer) if replayable else []
+    batch_size = _batch_size(inputs)
+    part_size, rows, order = batch_size, None, None
+    if fraction < 1:
+        part_size = _part_size(fraction, batch_size)
+        order = sampling.permutation(batch_size, sampling.draw(seed))
+        rows = order[:part_size]
+    split = rows is not None and examples_are_independent(layer)
+    run_on = _take(inputs, rows) if split else inputs
+
+    targets = values_of(layer.trainable_variables)
+    if watch_inputs:
+        targets += [
+            x for x in keras.tree.flatten(run_on) if x.dtype.is_floating
+        ]
+    tape, second_tape = _tape(), _tape() if twice else None
+    tapes = [second_tape, tape] if twice else [tape]
+    with _recording(tapes, targets, differentiable):
+        outputs = layer(run_on, training=True)
+        _check_single(outputs)
+        mask = keras_mask(outputs)
+        part_outputs = outputs
+        if rows is not None and not split:
+            part_outputs = tf.gather(outputs, rows)
+            mask = None if mask is None else tf.gather(mask, rows)
+    if split:
+        rest = layer(_take(inputs, order[part_size:]), training=True)
+        outputs = tf.gather(
+            tf.concat([part_outputs, rest], axis=0), tf.argsort(order)
+        )
+        size = None if tf.is_tensor(batch_size) else batch_size
+        outputs = tf.ensure_shape(outputs, [size, *part_outputs.shape[1:]])
+    return Forward(
+        outputs=outputs,
+        part_outputs=part_outputs,
+        rows=rows,
+        mask=mask,
+        batch_size=batch_size,
+        part_size=part_size,
+        layer=layer,
+        inputs=run_on,
+        targets=targets,
+        tape=tape,
+        second_tape=second_tape,
+        _state_before=state_before,
+        _picked=rows is not None and not split,
+    )
+
+
+def values_of(variables) -> list:
+    """The TensorFlow variables behind Keras variables."""
+    return [variable.value for variable in variables]
+
+
+def keras_mask(outputs: tf.Tensor) -> tf.Tensor | None:
+    """The mask that Keras layers have left on their outputs."""
+    # Keras has no public name for it.
+    return getattr(outputs, "_keras_mask", None)
+
+
+def examples_are_independent(layer: keras.layers.Layer) -> bool:
+    """Whether a layer is known to treat each example on its own.
+
+    True only for Keras's own layers and for Sequential and functional models
+    made of them, none of which mixes the batch, keeps state from call to call
+    (but for seeds), adds a loss or makes a mask. Code that cannot be looked
+    into counts as dependent.
+    """
+    if not _is_keras_own(layer):
+        return False
+    if isinstance(layer, keras.Model):
+        return all(
+            isinstance(operation, keras.layers.Layer)
+            and examples_are_independent(operation)
+            for operation in getattr(layer, "operations", layer.layers)
+        )
+    if isinstance(layer, keras.layers.BatchNormalization):
+        return not layer.trainable
+    if isinstance(layer, keras.layers.RNN) and layer.stateful:
+        return False
+    if isinstance(layer, keras.layers.RNN):
+        return _is_keras_own(layer.cell)
+    if isinstance(layer, _DEPENDENT) or layer.activity_regularizer:
+        return False
+    if isinstance(layer, keras.layers.Bidirectional):
+        return all(
+            map(
+                examples_are_independent,
+                (layer.forward_layer, layer.backward_layer),
+            )
+        )
+    if isinstance(layer, keras.layers.Wrapper):
+        return examples_are_independent(layer.layer)
+    return not getattr(layer, "mask_zero", False)
+
+
+# Layers with other people's code, with state or losses, or that mask.
+_DEPENDENT = (
+    keras.layers.Lambda,
+    keras.layers.Masking,
+    keras.layers.ActivityRegularization,
+    keras.layers.SpectralNormalization,
+    keras.layers.TFSMLayer,
+    keras.layers.TorchModuleWrapper,
+    keras.layers.JaxLayer,
+)
+
+
+def _is_keras_own(layer) -> bool:
+    return type(layer).__module__.split(".")[0] == "keras"
+
+
+def _tape() -> tf.GradientTape:
+    return tf.GradientTape(persistent=True, watch_accessed_variables=False)
+
+
+@contextlib.contextmanager
+def _recording(tapes: list[tf.GradientTape], targets: list, differentiable):
+    with contextlib.ExitStack() as stack:
+        for tape in tapes:
+            stack.enter_context(tape)
+            for target in targets:
+                tape.watch(target)
+        if differentiable:
+            stack.enter_context(second_derivatives.exact())
+        yield
+
+
+def _state(layer: keras.layers.Layer) -> list:
+    """The values now of all that a call may change: statistics and seeds."""
+    return [
+        (variable, tf.identity(variable.value))
+        for variable in layer.non_trainable_variables
+    ]
+
+
+def _batch_size(inputs: Any) -> int | tf.Tensor:
+    first = keras.tree.flatten(inputs)[0]
+    static = first.shape[0]
+    return tf.shape(first)[0] if static is None else int(static)
+
+
+def _part_size(fraction: float, batch_size):
+    if not tf.is_tensor(batch_size):
+        return max(1, round(fraction * batch_size))
+    share = tf.round(fraction * tf.cast(batch_size, tf.float32))
+    return tf.maximum(1, tf.cast(share, tf.int32))
+
+
+def _take(inputs: Any, rows: tf.Tensor) -> Any:
+    return keras.tree.map_structure(lambda x: tf.gather(x, rows), inputs)
+
+
+def _check_single(outputs: Any) -> None:
+    if not tf.is_tensor(outputs):
+        raise ValueError(
+            "The Fisher information is defined here for a model with one "
+            f"output tensor. Received outputs of the structure: {outputs}. "
+            "Wrap the part of the model that leads to the output of interest."
+        )

@@ -1,0 +1,400 @@
+"""Predictive distributions p(y|x): what the outputs of a model say of labels.
+
+A likelihood draws labels from the model (ŷ ~ p_θ(y|x)), draws them uniformly,
+and gives the negative log-likelihood of each example. The first axis of the
+outputs runs over examples; axes between it and the classes (tokens, pixels)
+are independent parts of one example, and their log-likelihoods add up.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_fisher import sampling
+
+_PACKAGE = "keras_fisher"
+
+
+def compute_dtype(dtype) -> tf.DType:
+    """The dtype probabilities are computed in: at least single precision."""
+    dtype = tf.as_dtype(dtype)
+    return dtype if dtype.size >= 4 else tf.float32
+
+
+def _precise(outputs) -> tf.Tensor:
+    return tf.cast(outputs, compute_dtype(outputs.dtype))
+
+
+def _log(probabilities: tf.Tensor) -> tf.Tensor:
+    # Only an exact zero is moved: a larger floor would stop the gradient of
+    # improbable labels, which `UniformLabelPenalty` draws all the time.
+    tiny = probabilities.dtype.as_numpy_dtype
+    floor = tf.constant(_tiny(tiny), probabilities.dtype)
+    return tf.math.log(tf.maximum(probabilities, floor))
+
+
+def _tiny(numpy_dtype) -> float:
+    import numpy as np
+
+    return float(np.finfo(numpy_dtype).tiny)
+
+
+class Likelihood:
+    """Base class of predictive distributions.
+
+    A subclass implements `sample`, `uniform` and `log_probability`; the
+    latter without summing over the parts of an example.
+    """
+
+    def sample(self, outputs: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        """Draws ŷ ~ p(y|x).
+
+        Args:
+            outputs: Model outputs, of shape `(batch, ...)`.
+            seed: `int64` tensor of shape `(2,)`, see `sampling.draw`.
+
+        Returns:
+            Labels that `negative_log_likelihood` takes. No gradient flows
+            through them. The same seed gives the same labels eagerly, in a
+            graph and under XLA.
+        """
+        raise NotImplementedError
+
+    def uniform(self, outputs: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        """Draws labels with equal probability, whatever the outputs say.
+
+        Args:
+            outputs: Model outputs, of shape `(batch, ...)`.
+            seed: `int64` tensor of shape `(2,)`.
+
+        Returns:
+            Labels that `negative_log_likelihood` takes.
+        """
+        raise NotImplementedError
+
+    def log_probability(self, y: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
+        """Log p(y|x) of each part of each example, in 32 bits or more."""
+        raise NotImplementedError
+
+    def negative_log_likelihood(
+        self,
+        y: tf.Tensor,
+        outputs: tf.Tensor,
+        mask: tf.Tensor | None = None,
+    ) -> tf.Tensor:
+        """-log p(y|x), summed over the parts of each example.
+
+        Args:
+            y: Labels: drawn by `sample` or `uniform`, or of the data set.
+            outputs: Model outputs, of shape `(batch, ...)`.
+            mask: Boolean, of the shape of the parts (`(batch, time)`). Parts
+                that it hides are no part of the example: they add zero.
+
+        Returns:
+            Tensor of shape `(batch,)`, `float32` or the wider dtype of
+            `outputs`.
+        """
+        parts = -self.log_probability(y, outputs)
+        if mask is not None:
+            mask = tf.cast(mask, parts.dtype)
+            missing = parts.shape.rank - mask.shape.rank
+            mask = tf.reshape(
+                mask, tf.concat([tf.shape(mask), [1] * missing], 0)
+            )
+            parts = parts * mask
+        return tf.reduce_sum(parts, axis=list(range(1, parts.shape.rank)))
+
+    def check(self, outputs: Any) -> None:
+        """Raises a `ValueError` where outputs cannot be what is claimed.
+
+        Args:
+            outputs: Concrete (not symbolic) model outputs.
+        """
+
+    def get_config(self) -> dict:
+        return {}
+
+    @classmethod
+    def from_config(cls, config: dict) -> Likelihood:
+        return cls(**config)
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{k}={v}" for k, v in self.get_config().items())
+        return f"{type(self).__name__}({arguments})"
+
+
+def _is_dense(y: tf.Tensor, outputs: tf.Tensor) -> bool:
+    """Whether labels are probabilities per class, not class indices."""
+    return (
+        y.shape.rank == outputs.shape.rank
+        and y.shape[-1] == outputs.shape[-1]
+        and outputs.shape[-1] != 1
+    )
+
+
+@keras.saving.register_keras_serializable(package=_PACKAGE)
+class Categorical(Likelihood):
+    """One of C classes, the softmax of the last axis.
+
+    Labels are class indices of shape `outputs.shape[:-1]` (or with a last
+    axis of 1), or one-hot or soft labels of the shape of the outputs.
+
+    Args:
+        from_logits: Whether outputs are logits rather than probabilities.
+    """
+
+    def __init__(self, from_logits: bool = True):
+        self.from_logits = bool(from_logits)
+
+    def _log_probabilities(self, outputs: tf.Tensor) -> tf.Tensor:
+        outputs = _precise(outputs)
+        return tf.nn.log_softmax(outputs) if self.from_logits else _log(outputs)
+
+    def sample(self, outputs: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        logits = (
+            _precise(outputs) if self.from_logits else _log(_precise(outputs))
+        )
+        # Gumbel-max: `tf.random.stateless_categorical` has no XLA kernel.
+        noise = sampling.gumbel(tf.shape(logits), seed, logits.dtype)
+        return tf.argmax(tf.stop_gradient(logits) + noise, axis=-1)
+
+    def uniform(self, outputs: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        classes = outputs.shape[-1]
+        labels = sampling.integers(tf.shape(outputs)[:-1], classes, seed)
+        return tf.cast(labels, tf.int64)
+
+    def log_probability(self, y: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
+        log_probabilities = self._log_probabilities(outputs)
+        if not _is_dense(y, outputs):
+            if y.shape.rank == outputs.shape.rank:
+                y = tf.squeeze(y, axis=-1)
+            # One-hot rather than gather: its gradient needs no scatter.
+            y = tf.one_hot(
+                tf.cast(y, tf.int64),
+                outputs.shape[-1],
+                dtype=log_probabilities.dtype,
+            )
+        y = tf.cast(y, log_probabilities.dtype)
+        return tf.reduce_sum(y * log_probabilities, axis=-1)
+
+    def check(self, outputs: Any) -> None:
+        if self.from_logits:
+            return
+        outputs = keras.ops.convert_to_numpy(keras.ops.cast(outputs, "float32"))
+        sums = outputs.sum(axis=-1)
+        if (outputs < 0).any() or abs(sums - 1).max(initial=0) > 1e-2:
+            raise ValueError(
+                "The likelihood expects probabilities (from_logits=False), "
+                "but the outputs of the model are not: they range from "
+                f"{outputs.min():.3g} to {outputs.max():.3g} and sum to "
+                f"{sums.flat[0]:.3g} over the last axis. Pass "
+                "`from_logits=True` to the loss or likelihood, or end the "
+                "model with a softmax."
+            )
+
+    def get_config(self) -> dict:
+        return {"from_logits": self.from_logits}
+
+
+@keras.saving.register_keras_serializable(package=_PACKAGE)
+class Bernoulli(Likelihood):
+    """Independent yes-or-no labels, the sigmoid of each output.
+
+    Labels have the shape of the outputs; a label between 0 and 1 counts as
+    both answers, weighted.
+
+    Args:
+        from_logits: Whether outputs are logits rather than probabilities.
+    """
+
+    def __init__(self, from_logits: bool = True):
+        self.from_logits = bool(from_logits)
+
+    def sample(self, outputs: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        outputs = tf.stop_gradient(_precise(outputs))
+        p = tf.sigmoid(outputs) if self.from_logits else outputs
+        draws = sampling.uniform(tf.shape(p), seed, p.dtype)
+        return tf.cast(draws < p, p.dtype)
+
+    def uniform(self, outputs: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        draws = sampling.uniform(tf.shape(outputs), seed)
+        return tf.cast(draws < 0.5, compute_dtype(outputs.dtype))
+
+    def log_probability(self, y: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
+        outputs = _precise(outputs)
+        y = tf.reshape(tf.cast(y, outputs.dtype), tf.shape(outputs))
+        if self.from_logits:
+            yes, no = -tf.nn.softplus(-outputs), -tf.nn.softplus(outputs)
+        else:
+            yes, no = _log(outputs), _log(1 - outputs)
+        return y * yes + (1 - y) * no
+
+    def check(self, outputs: Any) -> None:
+        if self.from_logits:
+            return
+        outputs = keras.ops.convert_to_numpy(keras.ops.cast(outputs, "float32"))
+        if (outputs < 0).any() or (outputs > 1).any():
+            raise ValueError(
+                "The likelihood expects probabilities (from_logits=False), "
+                "but the outputs of the model are not: they range from "
+                f"{outputs.min():.3g} to {outputs.max():.3g}. Pass "
+                "`from_logits=True` to the loss or likelihood, or end the "
+                "model with a sigmoid."
+            )
+
+    def get_config(self) -> dict:
+        return {"from_logits": self.from_logits}
+
+
+@keras.saving.register_keras_serializable(package=_PACKAGE)
+class Gaussian(Likelihood):
+    """Real-valued labels, normal around each output.
+
+    -log p(y|x) = (y - f(x))² / 2σ² + log σ + log(2π)/2 for each output. With
+    σ = 1 the gradient is that of half the squared error, summed over outputs.
+
+    Args:
+        stddev: The standard deviation σ, a positive number.
+    """
+
+    def __init__(self, stddev: float = 1.0):
+        if not (math.isfinite(stddev) and stddev > 0):
+            raise ValueError(
+                "`stddev` must be a positive, finite number. "
+                f"Received: stddev={stddev}"
+            )
+        self.stddev = float(stddev)
+
+    def sample(self, outputs: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        mean = tf.stop_gradient(_precise(outputs))
+        noise = sampling.normal(tf.shape(mean), seed, mean.dtype)
+        return mean + self.stddev * noise
+
+    def uniform(self, outputs: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        raise ValueError(
+            "A Gaussian likelihood has no uniform labels: the real line "
+            "cannot be drawn from uniformly. Use `FisherPenalty` or "
+            "`GradientPenalty` with a regression loss."
+        )
+
+    def log_probability(self, y: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
+        outputs = _precise(outputs)
+        y = tf.reshape(tf.cast(y, outputs.dtype), tf.shape(outputs))
+        scaled = (y - outputs) / self.stddev
+        constant = math.log(self.stddev) + 0.5 * math.log(2 * math.pi)
+        return -0.5 * tf.square(scaled) - constant
+
+    def get_config(self) -> dict:
+        return {"stddev": self.stddev}
+
+
+def _no_options(loss: keras.losses.Loss) -> dict:
+    return {}
+
+
+def _from_logits(loss: keras.losses.Loss) -> dict:
+    config = loss.get_config()
+    if config.get("axis", -1) != -1:
+        raise ValueError(
+            "Only losses over the last axis have a likelihood here. "
+            f"Received: axis={config['axis']}. Move the classes to the last "
+            "axis, or pass `likelihood=` yourself."
+        )
+    return {"from_logits": config.get("from_logits", False)}
+
+
+# A loss, the function Keras also accepts in its place, and what it assumes.
+_BY_LOSS = (
+    (
+        keras.losses.SparseCategoricalCrossentropy,
+        keras.losses.sparse_categorical_crossentropy,
+        Categorical,
+        _from_logits,
+    ),
+    (
+        keras.losses.CategoricalCrossentropy,
+        keras.losses.categorical_crossentropy,
+        Categorical,
+        _from_logits,
+    ),
+    (
+        keras.losses.BinaryCrossentropy,
+        keras.losses.binary_crossentropy,
+        Bernoulli,
+        _from_logits,
+    ),
+    (
+        keras.losses.MeanSquaredError,
+        keras.losses.mean_squared_error,
+        Gaussian,
+        _no_options,
+    ),
+)
+_BY_NAME = {
+    "categorical": Categorical,
+    "bernoulli": Bernoulli,
+    "gaussian": Gaussian,
+}
+
+
+def get(identifier: Any) -> Likelihood:
+    """Finds the likelihood that a loss, a name or a config stands for.
+
+    Args:
+        identifier: A `Likelihood` (instance, class or serialized config);
+            `"categorical"`, `"bernoulli"` or `"gaussian"`; or a Keras loss
+            (instance, class, function, name or config) out of
+            (sparse) categorical crossentropy, binary crossentropy and mean
+            squared error, whose `from_logits` is taken over. A list or a
+            dict with one loss counts as that loss.
+
+    Returns:
+        A `Likelihood`.
+
+    Raises:
+        ValueError: If nothing above fits.
+    """
+    if isinstance(identifier, Likelihood):
+        return identifier
+    if isinstance(identifier, dict) and "class_name" in identifier:
+        return get(keras.saving.deserialize_keras_object(identifier))
+    if isinstance(identifier, (list, tuple)) and len(identifier) == 1:
+        return get(identifier[0])
+    if isinstance(identifier, dict) and len(identifier) == 1:
+        return get(next(iter(identifier.values())))
+    if isinstance(identifier, str):
+        if identifier.lower() in _BY_NAME:
+            return _BY_NAME[identifier.lower()]()
+        return get(_loss_named(identifier))
+    if isinstance(identifier, type) and issubclass(
+        identifier, (Likelihood, keras.losses.Loss)
+    ):
+        return get(identifier())
+    for loss, function, likelihood, options in _BY_LOSS:
+        if isinstance(identifier, loss):
+            return likelihood(**options(identifier))
+        if identifier is function:
+            return likelihood(**options(loss()))
+    raise _unknown(identifier)
+
+
+def _loss_named(name: str):
+    try:
+        return keras.losses.get(name)
+    except ValueError:
+        raise _unknown(name) from None
+
+
+def _unknown(identifier: Any) -> ValueError:
+    return ValueError(
+        "No likelihood is known for this loss, so labels cannot be sampled "
+        f"from the model. Received: {identifier!r}. Known are "
+        "(Sparse)CategoricalCrossentropy, BinaryCrossentropy and "
+        'MeanSquaredError, the names "categorical", "bernoulli" and '
+        '"gaussian", and instances of `keras_fisher.likelihoods.Likelihood`. '
+        "Pass one of these as `likelihood=`; the loss itself can stay."
+    )

@@ -1,0 +1,128 @@
+"""Accuracy on clean and on noisy examples: what is learned, what memorized.
+
+Data with label noise has targets of the form
+
+    {"label": given, "is_noisy": bool, "true_label": y}
+
+as `keras_fisher.datasets.add_label_noise` makes them; `"true_label"` may be
+missing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_fisher.likelihoods import Bernoulli
+from keras_fisher.likelihoods import Likelihood
+
+_LABEL, _IS_NOISY, _TRUE_LABEL = "label", "is_noisy", "true_label"
+
+
+def has_noise_mask(y: Any) -> bool:
+    """Whether targets say which of their labels are noisy."""
+    return (
+        isinstance(y, dict)
+        and {_LABEL, _IS_NOISY} <= y.keys()
+        and y.keys() <= {_LABEL, _IS_NOISY, _TRUE_LABEL}
+    )
+
+
+def label_of(y: Any) -> Any:
+    """The labels that the model is trained on, with or without a mask."""
+    return y[_LABEL] if has_noise_mask(y) else y
+
+
+def weight_of(sample_weight: Any) -> Any:
+    """The weights of the labels.
+
+    Keras copies one array of sample weights to each of the targets.
+    """
+    return label_of(sample_weight)
+
+
+class MemorizationAccuracy:
+    """Accuracies over the clean and the noisy examples of an epoch.
+
+    * `clean_accuracy`: over clean examples.
+    * `noisy_accuracy`: over noisy examples, on the labels given.
+    * `recovered_accuracy`: over noisy examples, on their true labels.
+
+    Unweighted, like metrics that Keras gets as `metrics=`. A group without an
+    example has accuracy 0, as a `keras.metrics.Mean` of nothing.
+    """
+
+    def __init__(self):
+        self._means = {
+            name: keras.metrics.Mean(name=name)
+            for name in (
+                "clean_accuracy",
+                "noisy_accuracy",
+                "recovered_accuracy",
+            )
+        }
+
+    def update_state(
+        self, y: dict, outputs: tf.Tensor, likelihood: Likelihood | None
+    ) -> dict[str, tf.Tensor]:
+        """Counts a batch in and returns the accuracies so far.
+
+        Args:
+            y: Targets with a noise mask.
+            outputs: Model outputs, of shape `(batch, ..., classes)`, or of the
+                shape of binary labels.
+            likelihood: What the outputs mean; None for what Keras assumes of
+                outputs of this shape.
+
+        Returns:
+            Scalars by name; `recovered_accuracy` only where true labels are
+            given.
+        """
+        given = _correct(y[_LABEL], outputs, likelihood)
+        noisy = tf.cast(y[_IS_NOISY], given.dtype)
+        noisy = tf.broadcast_to(
+            tf.reshape(
+                noisy,
+                tf.concat(
+                    [
+                        tf.shape(noisy),
+                        [1] * max(0, given.shape.rank - noisy.shape.rank),
+                    ],
+                    axis=0,
+                ),
+            ),
+            tf.shape(given),
+        )
+        updates = {
+            "clean_accuracy": (given, 1 - noisy),
+            "noisy_accuracy": (given, noisy),
+        }
+        if _TRUE_LABEL in y:
+            recovered = _correct(y[_TRUE_LABEL], outputs, likelihood)
+            updates["recovered_accuracy"] = (recovered, noisy)
+        for name, (correct, weight) in updates.items():
+            self._means[name].update_state(correct, sample_weight=weight)
+        return {name: self._means[name].result() for name in updates}
+
+    def reset_state(self) -> None:
+        for mean in self._means.values():
+            mean.reset_state()
+
+
+def _correct(
+    y: tf.Tensor, outputs: tf.Tensor, likelihood: Likelihood | None
+) -> tf.Tensor:
+    """1 where the most probable label is `y` and 0 elsewhere, as float32."""
+    if isinstance(likelihood, Bernoulli) or outputs.shape[-1] == 1:
+        logits = isinstance(likelihood, Bernoulli) and likelihood.from_logits
+        predicted = tf.cast(outputs > (0.0 if logits else 0.5), tf.float32)
+        y = tf.reshape(tf.cast(y, tf.float32), tf.shape(outputs))
+        return tf.cast(predicted == y, tf.float32)
+    if y.shape.rank == outputs.shape.rank and y.shape[-1] != 1:
+        y = tf.argmax(y, axis=-1)
+    elif y.shape.rank == outputs.shape.rank:
+        y = tf.squeeze(y, axis=-1)
+    predicted = tf.argmax(outputs, axis=-1, output_type=tf.int64)
+    return tf.cast(predicted == tf.cast(y, tf.int64), tf.float32)

@@ -1,0 +1,694 @@
+"""`FisherModel`: when a step measures or penalizes, and what reaches the logs.
+
+`train_step` is Keras's own. It calls the model, `compute_loss` and
+`compute_metrics`; what is overridden here are these three. A penalty adds zero
+to the value of the loss and its gradient to the gradient of the loss, so
+whatever Keras does with losses and gradients (scaling, clipping, replicas,
+accumulation) it does with the penalty, and the loss in the logs stays the
+user's.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from typing import Any
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_fisher import gradients as gradients_lib
+from keras_fisher import likelihoods
+from keras_fisher import metrics
+from keras_fisher import penalties
+from keras_fisher.state import FisherState
+
+_NOTHING, _FRESH, _REUSED = range(3)  # what a step does with the penalty
+_LONGEST_PERIOD = 100_000
+
+
+class Plan(NamedTuple):
+    """What one step does besides training; each has its own function.
+
+    Attributes:
+        penalize: Nothing, a fresh penalty, or the reused gradient.
+        measure: Whether Tr(F) is measured.
+    """
+
+    penalize: int
+    measure: bool
+
+    @property
+    def observes(self) -> tf.Tensor:
+        """Whether there is something to tell of the step."""
+        return tf.constant(self.measure or self.penalize == _FRESH)
+
+
+class Measurements(NamedTuple):
+    """What the steps of the last call of the train function have measured.
+
+    Attributes:
+        step: Optimizer steps, counted from 0, of shape `(measured,)`: the
+            number of updates that came before.
+        trace_by_variable: Tr(F) of each trainable variable, of shape
+            `(measured, variables)`.
+        penalty: Value of the penalty, of shape `(measured,)`; NaN where a
+            step has measured Tr(F) alone.
+    """
+
+    step: np.ndarray
+    trace_by_variable: np.ndarray
+    penalty: np.ndarray
+
+
+@keras.saving.register_keras_serializable(package="keras_fisher")
+class FisherModel(keras.Model):
+    """Trains a model while measuring, and penalizing, its Fisher information.
+
+    The trace of the Fisher Information Matrix,
+
+        Tr(F) = E_x E_{ŷ ~ p_θ(y|x)} ‖∇_θ -log p_θ(ŷ|x)‖²,
+
+    is estimated from the training batch, without bias, by B ‖ĝ‖², where ĝ is
+    the gradient of the batch's mean negative log-likelihood with labels that
+    are sampled from the model. The Fisher Penalty adds α ‖ĝ‖² to the loss.
+
+    Everything else is `keras.Model`: `compile`, `fit`, `evaluate`, `predict`,
+    `save`. Two entries join the logs, each the last value measured and no
+    mean: `fisher_trace` and, with a penalty, `fisher_penalty`. The loss and
+    the metrics stay the user's own, without the penalty.
+
+    Targets may carry a noise mask, `{"label": ..., "is_noisy": ...,
+    "true_label": ...}` as from `keras_fisher.datasets.add_label_noise`; the
+    logs then also have `clean_accuracy`, `noisy_accuracy` and (with true
+    labels) `recovered_accuracy`.
+
+    Source: Jastrzebski et al., *Catastrophic Fisher Explosion: Early Phase
+    Fisher Matrix Impacts Generalization*, ICML 2021 (arXiv:2012.14193),
+    sections 2 and 4.
+
+    Args:
+        model: Any `keras.Model` with one output tensor. It is wrapped, not
+            copied: after training, `fisher_model.model` is trained.
+        penalty: None, a number (α of a `FisherPenalty`), a name (`"fisher"`,
+            `"gradient"`, `"uniform_label"`, `"input_gradient"`) or a penalty.
+        likelihood: p_θ(y|x) given the outputs: a
+            `keras_fisher.likelihoods.Likelihood` or something that
+            `likelihoods.get` takes. `"auto"` goes by the compiled loss.
+        trace_every: Measure Tr(F) every so many optimizer steps, next to
+            those at which a `FisherPenalty` is computed, which measures it in
+            passing. None for the latter alone.
+        seed: Integer that the sampling of labels starts from.
+        **kwargs: `name`, and other arguments of `keras.Model`.
+
+    Raises:
+        ValueError: If an argument is not as described; on `compile`, if the
+            loss has no known likelihood or no variable is trainable.
+
+    Example:
+    ```python
+    model = keras_fisher.FisherModel(
+        base, penalty=keras_fisher.FisherPenalty(alpha=0.3)
+    )
+    model.compile(
+        "sgd",
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    history = model.fit(x, y)
+    history.history["fisher_trace"]
+    ```
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        penalty: float | str | penalties.Penalty | None = None,
+        *,
+        likelihood: Any = "auto",
+        trace_every: int | None = 10,
+        seed: int | None = None,
+        **kwargs,
+    ):
+        _check_wrappable(model)
+        if trace_every is not None:
+            penalties.check_integer("trace_every", trace_every, 1)
+        if seed is not None:
+            penalties.check_integer("seed", seed, 0)
+        kwargs.setdefault("dtype", model.dtype_policy)
+        super().__init__(**kwargs)
+        self.model = model
+        self.penalty = penalties.get(penalty)
+        self.trace_every = trace_every
+        self.seed = seed
+        self.likelihood = (
+            None if _is_auto(likelihood) else likelihoods.get(likelihood)
+        )
+        self._likelihood_argument = likelihood
+        self._probe = penalties.TraceProbe()
+        self._memorization = metrics.MemorizationAccuracy()
+        self.built = model.built
+        # Mirrored replicas trace their steps in threads of their own.
+        self._active = threading.local()
+        self._measured = None
+        if self._observes:
+            self.seed_generator = keras.random.SeedGenerator(seed)
+            self.state = FisherState(
+                likelihoods.compute_dtype(self.variable_dtype).name
+            )
+
+    # As a Keras model.
+
+    def call(self, inputs, training=None, mask=None):
+        return self.model(inputs, training=training)
+
+    def compute_mask(self, inputs, previous_mask):
+        # The outputs of the wrapped model bring their own.
+        return None
+
+    @property
+    def output_names(self):
+        return self.model.output_names
+
+    def get_config(self) -> dict:
+        likelihood = self._likelihood_argument
+        if not _is_auto(likelihood):
+            likelihood = keras.saving.serialize_keras_object(self.likelihood)
+        return {
+            **super().get_config(),
+            "model": keras.saving.serialize_keras_object(self.model),
+            "penalty": keras.saving.serialize_keras_object(self.penalty),
+            "likelihood": likelihood,
+            "trace_every": self.trace_every,
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict, custom_objects=None) -> FisherModel:
+        config = dict(config)
+        config["model"] = keras.saving.deserialize_keras_object(
+            config["model"], custom_objects=custom_objects
+        )
+        return cls(**config)
+
+    def compile(self, *args, **kwargs):
+        super().compile(*args, **kwargs)
+        if not self._observes:
+            return
+        if _is_auto(self._likelihood_argument):
+            self.likelihood = likelihoods.get(self.loss)
+        if self.model.built:
+            self._check_trainable()
+
+    compile.__doc__ = keras.Model.compile.__doc__
+
+    def compile_from_config(self, config: dict) -> None:
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.model.built:
+            self._create_stored_gradients()
+            self.optimizer.build(self.trainable_variables)
+
+    # Which steps do what.
+
+    @property
+    def _observes(self) -> bool:
+        return self.penalty is not None or self.trace_every is not None
+
+    def _codes(self, step):
+        """The plan for a step as an integer; `step` may be an array."""
+        code = 0 * step
+        integer = _caster(step)
+        if self.penalty is not None:
+            fresh = integer(self.penalty.is_fresh(step))
+            code += _FRESH * fresh
+            if self.penalty.stores_gradient:
+                active = integer(self.penalty.is_active(step))
+                code += _REUSED * (active - fresh)
+        measure = 0 * step
+        if self.trace_every is not None:
+            measure = integer(step % self.trace_every == 0)
+        return code * 2 + measure
+
+    def _plan(self, code: int) -> Plan:
+        penalize, measure = divmod(int(code), 2)
+        if penalize == _FRESH and self.penalty.measures_trace:
+            measure = True
+        return Plan(penalize, bool(measure))
+
+    def _reachable_codes(self) -> list[int]:
+        """The plans that some step follows, so that no other is compiled."""
+        every = 1 if self.penalty is None else self.penalty.every
+        period = math.lcm(every, self.trace_every or 1)
+        if period > _LONGEST_PERIOD:
+            return list(range(6))
+        phases = [0]
+        if self.penalty is not None:
+            phases += [self.penalty.start, self.penalty.stop or 0]
+        steps = [np.arange(first, first + period) for first in phases]
+        return sorted(set(self._codes(np.concatenate(steps)).tolist()))
+
+    # The step.
+
+    def train_step(self, data):
+        if not self._observes:
+            return super().train_step(data)
+        logs, _ = self._choose(
+            lambda plan: self._planned_step(data, plan),
+            self._reachable_codes(),
+        )
+        return logs
+
+    def _choose(self, function, codes: list[int]):
+        """Calls `function` with the plan for this step."""
+        if len(codes) == 1:
+            return function(self._plan(codes[0]))
+        step = tf.cast(
+            tf.convert_to_tensor(self.optimizer.iterations), tf.int64
+        )
+        code = self._codes(step)
+        if tf.executing_eagerly():
+            return function(self._plan(int(code)))
+        index = tf.argmax(
+            tf.cast(code == tf.constant(codes, tf.int64), tf.int32)
+        )
+        return tf.switch_case(
+            tf.cast(index, tf.int32),
+            [lambda c=c: function(self._plan(c)) for c in codes],
+        )
+
+    def _planned_step(self, data, plan: Plan):
+        """Keras's train step, with what `plan` adds to it."""
+        self._build(data)
+        step = _Step(self, plan)
+        self._active.step = step
+        try:
+            logs = super().train_step(data)
+        except LookupError as error:
+            raise penalties.no_second_derivative(error) from error
+        finally:
+            self._active.step = None
+        self._remember(step)
+        logs = {**logs, "fisher_trace": self.state.fisher_trace.value}
+        if not self._measures_trace:
+            del logs["fisher_trace"]
+        if self.penalty is not None:
+            logs["fisher_penalty"] = self.state.fisher_penalty.value
+        return logs, step.measurement()
+
+    @property
+    def _measures_trace(self) -> bool:
+        return self.trace_every is not None or self.penalty.measures_trace
+
+    def __call__(self, *args, **kwargs):
+        step = getattr(self._active, "step", None)
+        if step is None:
+            return super().__call__(*args, **kwargs)
+        return step.forward_pass(*args, **kwargs)
+
+    def compute_loss(
+        self,
+        x=None,
+        y=None,
+        y_pred=None,
+        sample_weight=None,
+        training=True,
+    ):
+        y, sample_weight = metrics.label_of(y), metrics.weight_of(sample_weight)
+        loss = super().compute_loss(
+            x, y, y_pred, sample_weight, training=training
+        )
+        step = getattr(self._active, "step", None)
+        return loss if step is None else step.add_penalty(loss, y)
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        logs = super().compute_metrics(
+            x,
+            metrics.label_of(y),
+            y_pred,
+            sample_weight=metrics.weight_of(sample_weight),
+        )
+        if metrics.has_noise_mask(y):
+            logs = {
+                **logs,
+                **self._memorization.update_state(y, y_pred, self.likelihood),
+            }
+        return logs
+
+    def reset_metrics(self):
+        super().reset_metrics()
+        self._memorization.reset_state()
+
+    def _remember(self, step: _Step) -> None:
+        if step.traces is not None:
+            self.state.fisher_trace.assign(tf.reduce_sum(step.traces))
+        if step.value is not None:
+            self.state.fisher_penalty.assign(step.value)
+
+    # Building and checking.
+
+    def _build(self, data) -> None:
+        """Creates what a step needs, before it starts."""
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        if not (self.built and self.model.built):
+            self(x)
+        self._check_trainable()
+        self._create_stored_gradients()
+        self._check_outputs(x)
+
+    def _create_stored_gradients(self) -> None:
+        if self.penalty is not None and self.penalty.stores_gradient:
+            self.state.create_gradients(self.model)
+
+    def _check_trainable(self) -> None:
+        if not self.model.trainable_variables:
+            raise ValueError(
+                "No variable of the model is trainable, so its Fisher "
+                f"information is empty. Received: {self.model.name} with "
+                f"trainable={self.model.trainable}. Unfreeze a layer before "
+                "`compile()`, or pass `penalty=None, trace_every=None`."
+            )
+
+    def _check_outputs(self, x) -> None:
+        """Refuses outputs that are not what the likelihood expects.
+
+        Tried on an example of zeros, outside the graph that is being traced.
+        """
+        if getattr(self.likelihood, "from_logits", True):
+            return
+        leaves = keras.tree.flatten(x)
+        if any(None in leaf.shape[1:] for leaf in leaves):
+            return
+        if self.distribute_strategy.num_replicas_in_sync > 1:
+            return
+        with tf.init_scope():
+            zeros = keras.tree.map_structure(
+                lambda leaf: tf.zeros([1, *leaf.shape[1:]], leaf.dtype), x
+            )
+            self.likelihood.check(self.model(zeros, training=False))
+
+    # The function that `fit` calls.
+
+    def make_train_function(self, force=False):
+        if not self._observes:
+            return super().make_train_function(force)
+        if self.train_function is None or force:
+            self.train_function = self._make_train_function()
+        return self.train_function
+
+    make_train_function.__doc__ = keras.Model.make_train_function.__doc__
+
+    def _make_train_function(self):
+        """One function for each plan, and another that picks one a step.
+
+        Only the former are compiled by XLA: on CPUs, convolutions inside a
+        conditional of a compiled function are an order of magnitude slower.
+        """
+        codes = self._reachable_codes()
+        steps = {
+            plan: self._compiled_step(plan) for plan in map(self._plan, codes)
+        }
+        strategy = self.distribute_strategy
+
+        def one_step(data):
+            data = _without_optionals(data)
+            number = tf.cast(
+                tf.convert_to_tensor(self.optimizer.iterations), tf.int64
+            )
+
+            def run(plan):
+                outputs = strategy.run(steps[plan], args=(data,))
+                logs, measurement = keras.tree.map_structure(
+                    lambda value: strategy.reduce("MEAN", value, axis=None),
+                    outputs,
+                )
+                return logs, {**measurement, "measured": plan.observes}
+
+            logs, measurement = self._choose(run, codes)
+            return logs, {"step": number, **measurement}
+
+        if not self.run_eagerly:
+            one_step = tf.function(
+                one_step, reduce_retracing=True, autograph=False
+            )
+        many_steps = _repeated(one_step, self.steps_per_execution)
+        if not self.run_eagerly:
+            many_steps = tf.function(
+                many_steps, reduce_retracing=True, autograph=False
+            )
+
+        def train_function(iterator):
+            if isinstance(
+                iterator, (tf.data.Iterator, tf.distribute.DistributedIterator)
+            ):
+                logs, self._measured = many_steps(iterator)
+                return logs
+            results = [
+                one_step(data)
+                for _, data in zip(range(self.steps_per_execution), iterator)
+            ]
+            self._measured = _stacked([measured for _, measured in results])
+            return results[-1][0]
+
+        return train_function
+
+    def _compiled_step(self, plan: Plan):
+        def step(data):
+            return self._planned_step(data, plan)
+
+        if self.run_eagerly:
+            return step
+        return tf.function(
+            step,
+            jit_compile=self.jit_compile,
+            reduce_retracing=True,
+            autograph=False,
+        )
+
+    @property
+    def measurements(self) -> Measurements:
+        """What the last call of the train function has measured.
+
+        That are the last `steps_per_execution` steps. Callbacks read it in
+        `on_train_batch_end`; doing so waits for the steps to end.
+        """
+        if self._measured is None:
+            return Measurements(
+                np.zeros([0], np.int64), np.zeros([0, 0]), np.zeros([0])
+            )
+        values = {k: np.asarray(v) for k, v in self._measured.items()}
+        kept = values.pop("measured")
+        return Measurements(**{k: v[kept] for k, v in values.items()})
+
+
+class _Step:
+    """One step under way: what its forward pass has left for its loss."""
+
+    def __init__(self, owner: FisherModel, plan: Plan):
+        self.owner = owner
+        self.plan = plan
+        self.traces = None
+        self.value = None
+        self._forward = None
+        # Records the penalty where its gradient is wanted by itself.
+        self._tape = tf.GradientTape(watch_accessed_variables=False)
+
+    @property
+    def _stores(self) -> bool:
+        return (
+            self.plan.penalize == _FRESH and self.owner.penalty.stores_gradient
+        )
+
+    def forward_pass(self, x, training=True):
+        owner = self.owner
+        if self.plan.penalize == _FRESH:
+            penalty = owner.penalty
+        elif self.plan.measure:
+            penalty = owner._probe
+        else:
+            return owner.model(x, training=training)
+        if self._stores:
+            with self._tape:
+                for variable in owner.model.trainable_variables:
+                    self._tape.watch(variable.value)
+                self._forward = penalty.forward(
+                    owner.model, x, seed=owner.seed_generator
+                )
+        else:
+            self._forward = penalty.forward(
+                owner.model, x, seed=owner.seed_generator
+            )
+        return self._forward.outputs
+
+    def add_penalty(self, loss: tf.Tensor, y) -> tf.Tensor:
+        owner, plan = self.owner, self.plan
+        replicas = owner.distribute_strategy.num_replicas_in_sync
+        scale = owner.optimizer.scale_loss(1.0)
+        if plan.penalize == _FRESH:
+            loss = self._add_fresh(loss, y, replicas, scale)
+        elif plan.penalize == _REUSED:
+            loss = _with_gradient(
+                loss, owner.model, owner.state.gradients(owner.model), replicas
+            )
+        if plan.measure and self.traces is None:
+            self.traces = owner._probe(
+                self._forward,
+                owner.likelihood,
+                seed=owner.seed_generator,
+                loss_scale=scale,
+            ).traces
+        return loss
+
+    def _add_fresh(self, loss, y, replicas, scale):
+        owner = self.owner
+
+        def penalty():
+            return owner.penalty(
+                self._forward,
+                owner.likelihood,
+                y,
+                seed=owner.seed_generator,
+                loss_scale=scale,
+                batches=replicas * _accumulation_steps(owner.optimizer),
+            )
+
+        if not self._stores:
+            term = penalty()
+            added = tf.cast(term.value / replicas, loss.dtype)
+            # The gradient of the penalty, and nothing of its value.
+            loss += added - tf.stop_gradient(added)
+        else:
+            with self._tape:
+                term = penalty()
+            variables = owner.model.trainable_variables
+            gradients = self._tape.gradient(
+                term.value,
+                [v.value for v in variables],
+                unconnected_gradients=tf.UnconnectedGradients.ZERO,
+            )
+            gradients = [tf.convert_to_tensor(g) for g in gradients]
+            for stored, g in zip(owner.state.gradients(owner.model), gradients):
+                stored.assign(g)
+            loss = _with_gradient(loss, owner.model, gradients, replicas)
+        self.value, self.traces = term.value, term.traces
+        return loss
+
+    def measurement(self) -> dict[str, tf.Tensor]:
+        """Tensors of one shape and dtype whatever the plan."""
+        dtype = self.owner.state.fisher_trace.dtype
+        count = len(self.owner.model.trainable_variables)
+        nothing = tf.constant(float("nan"), dtype)
+        return {
+            "trace_by_variable": tf.fill([count], nothing)
+            if self.traces is None
+            else tf.cast(self.traces, dtype),
+            "penalty": nothing
+            if self.value is None
+            else tf.cast(self.value, dtype),
+        }
+
+
+def _with_gradient(loss, layer, gradients, replicas) -> tf.Tensor:
+    """Adds to the gradient of a loss and leaves its value."""
+    extra = gradients_lib.with_gradient(
+        tf.zeros([], loss.dtype),
+        [v.value for v in layer.trainable_variables],
+        [tf.convert_to_tensor(g) / replicas for g in gradients],
+    )
+    return loss + extra
+
+
+def _accumulation_steps(optimizer) -> int:
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    return optimizer.gradient_accumulation_steps or 1
+
+
+def _caster(step):
+    if tf.is_tensor(step):
+        return lambda condition: tf.cast(condition, step.dtype)
+    return lambda condition: np.asarray(condition).astype(np.int64)
+
+
+def _without_optionals(data):
+    return keras.tree.map_structure(
+        lambda x: None if isinstance(x, tf.experimental.Optional) else x, data
+    )
+
+
+def _stacked(measurements: list[dict]) -> dict:
+    return {
+        key: tf.stack([m[key] for m in measurements]) for key in measurements[0]
+    }
+
+
+def _repeated(one_step, count: int):
+    """Up to `count` steps on the next batches of an iterator.
+
+    Returns:
+        Function of an iterator that returns the logs of the last step and the
+        measurements of all. It raises `tf.errors.OutOfRangeError` if there is
+        no batch left to begin with.
+    """
+
+    def steps(iterator):
+        logs, measured = one_step(iterator.get_next())
+        if count == 1:
+            return logs, _stacked([measured])
+        arrays = {
+            key: tf.TensorArray(
+                value.dtype, count, element_shape=value.shape
+            ).write(0, value)
+            for key, value in measured.items()
+        }
+
+        def body(i, _, logs, arrays):
+            batch = iterator.get_next_as_optional()
+
+            def go_on():
+                logs, measured = one_step(batch.get_value())
+                return (
+                    i + 1,
+                    True,
+                    logs,
+                    {k: a.write(i, measured[k]) for k, a in arrays.items()},
+                )
+
+            return tf.cond(
+                batch.has_value(), go_on, lambda: (i, False, logs, arrays)
+            )
+
+        i, _, logs, arrays = tf.while_loop(
+            lambda i, more, *_: more & (i < count),
+            body,
+            (tf.constant(1), tf.constant(True), logs, arrays),
+        )
+        return logs, {k: a.gather(tf.range(i)) for k, a in arrays.items()}
+
+    return steps
+
+
+def _is_auto(likelihood: Any) -> bool:
+    return isinstance(likelihood, str) and likelihood == "auto"
+
+
+def _check_wrappable(model: Any) -> None:
+    if not isinstance(model, keras.Model):
+        raise ValueError(
+            "`FisherModel` wraps a `keras.Model`. Received: "
+            f"{model!r} of type {type(model).__name__}. Put layers into a "
+            "`keras.Sequential` first."
+        )
+    own = [
+        name
+        for name in ("train_step", "compute_loss")
+        if getattr(type(model), name) is not getattr(keras.Model, name)
+    ]
+    if own:
+        raise ValueError(
+            "`FisherModel` trains with its own step, so that the "
+            f"`{'` and `'.join(own)}` of {type(model).__name__} would have no "
+            "effect. Wrap the network inside of it, or use "
+            "`keras_fisher.layers.FisherRegularization`, which works with any "
+            "training step."
+        )

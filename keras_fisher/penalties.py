@@ -1,0 +1,634 @@
+"""The Fisher Penalty and the penalties that the paper compares it with.
+
+A penalty decides on which labels, which variables, which part of the batch
+and at which steps a squared gradient norm is added to the loss:
+
+    L'(θ) = L(θ) + α ‖ĝ‖²,    ĝ = (1/B) Σ_i ∇_θ -log p_θ(ŷ_i | x_i).
+
+All of them go by the unbiased estimate T of a trace from a part of b' ≤ B
+examples in micro-batches of b_m examples,
+
+    T = (1/b') Σ_m b_m² ‖ĝ_m‖²,    α T / B  is the penalty,
+
+which is α ‖ĝ‖² for one micro-batch of the whole batch. With labels sampled
+from the model E[T] = Tr(F), so the expected penalty α Tr(F) / B does not
+depend on the part or on how it is split.
+
+Used by `FisherModel` and `FisherRegularization`, and in a loop of your own:
+
+    penalty = keras_fisher.FisherPenalty(alpha=0.1)
+    likelihood = keras_fisher.likelihoods.Categorical(from_logits=True)
+    seed = keras.random.SeedGenerator(0)
+    with tf.GradientTape() as tape:
+        forward = penalty.forward(model, x, seed=seed)
+        loss = loss_fn(y, forward.outputs)
+        term = penalty(forward, likelihood, y, seed=seed)
+        total = loss + term.value
+    gradients = tape.gradient(total, model.trainable_variables)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import dataclasses
+import math
+import numbers
+import re
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_fisher import forward as forward_lib
+from keras_fisher import gradients as gradients_lib
+from keras_fisher import sampling
+from keras_fisher.forward import Forward
+from keras_fisher.likelihoods import Likelihood
+
+_METHODS = ("exact", "finite_difference")
+
+
+@dataclasses.dataclass(frozen=True)
+class Term:
+    """What a penalty adds to the loss of one step.
+
+    Attributes:
+        value: The penalty, a scalar. Its gradient is the penalty's.
+        traces: Unbiased estimate of Tr(F) for each trainable variable of the
+            layer, in their order, without a gradient. None if the penalty
+            says nothing of Tr(F).
+    """
+
+    value: tf.Tensor
+    traces: tf.Tensor | None
+
+
+class Penalty:
+    """Base class: a squared norm of the gradient, scaled by α.
+
+    Args:
+        alpha: α, a finite number of at least 0.
+        fraction: Share of the batch that the penalty is computed on, in
+            (0, 1]: a random subset, of one example at least. The expected
+            penalty does not depend on it, the cost nearly does.
+        every: Recompute the penalty every so many optimizer steps.
+        reuse: Whether the steps in between add the last computed gradient
+            again, as the paper does with `every=10`, or nothing.
+        start: First optimizer step with the penalty.
+        stop: First optimizer step without it again; None for never.
+        micro_batch_size: Examples per micro-batch, whose squared norms are
+            averaged and scaled by b/B; None for one of the whole part. The
+            expected penalty does not depend on it, its variance and its cost
+            do: there is one backward pass for each micro-batch.
+        method: `"exact"` differentiates the gradient norm. With
+            `"finite_difference"` the derivative of the norm is
+            2 (∇L(θ + εĝ) - ∇L(θ)) / ε, from first derivatives alone: it works
+            with any layer, to about three digits in `float32`.
+        exclude: Regular expressions. Variables whose path one of them is
+            found in (`re.search`) are left out of the norm.
+    """
+
+    name: str  # how `get` finds the class
+
+    def __init__(
+        self,
+        alpha: float = 0.1,
+        *,
+        fraction: float = 1.0,
+        every: int = 1,
+        reuse: bool = True,
+        start: int = 0,
+        stop: int | None = None,
+        micro_batch_size: int | None = None,
+        method: str = "exact",
+        exclude: str | Sequence[str] = (),
+    ):
+        exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
+        _check_number(
+            "alpha",
+            alpha,
+            lambda a: 0 <= a < math.inf,
+            "a finite number of at least 0",
+        )
+        _check_number(
+            "fraction", fraction, lambda f: 0 < f <= 1, "a number in (0, 1]"
+        )
+        check_integer("every", every, 1)
+        check_integer("start", start, 0)
+        if stop is not None:
+            check_integer("stop", stop, start + 1, "larger than `start`")
+        if micro_batch_size is not None:
+            check_integer("micro_batch_size", micro_batch_size, 1)
+        if method not in _METHODS:
+            raise ValueError(
+                f"`method` must be one of {_METHODS}. "
+                f"Received: method={method!r}"
+            )
+        self.alpha = float(alpha)
+        self.fraction = float(fraction)
+        self.every = int(every)
+        self.reuse = bool(reuse)
+        self.start = int(start)
+        self.stop = None if stop is None else int(stop)
+        self.micro_batch_size = micro_batch_size
+        self.method = method
+        self.exclude = exclude
+        self._excluded = [_compiled(pattern) for pattern in exclude]
+
+    # Which labels, and what the norm is taken of.
+
+    def labels(
+        self,
+        likelihood: Likelihood,
+        outputs: tf.Tensor,
+        y: tf.Tensor | None,
+        seed: int | keras.random.SeedGenerator,
+    ) -> tf.Tensor:
+        """The labels that the gradient is taken with."""
+        raise NotImplementedError
+
+    measures_trace = False  # whether T estimates Tr(F)
+    needs_labels = False  # whether `labels` reads y
+
+    def selects(self, variable: keras.Variable) -> bool:
+        """Whether the norm takes in the gradient of `variable`."""
+        return not any(p.search(variable.path) for p in self._excluded)
+
+    # Which steps. These take integers or integer tensors.
+
+    def is_active(self, step):
+        """Whether `start <= step < stop`."""
+        after_start = step >= self.start
+        return (
+            after_start
+            if self.stop is None
+            else (after_start & (step < self.stop))
+        )
+
+    def is_fresh(self, step):
+        """Whether the penalty is computed anew at `step`."""
+        return self.is_active(step) & ((step - self.start) % self.every == 0)
+
+    @property
+    def stores_gradient(self) -> bool:
+        """Whether steps in between add a gradient computed before."""
+        return self.reuse and self.every > 1
+
+    # The computation.
+
+    def forward(
+        self,
+        layer: keras.layers.Layer,
+        x: Any,
+        *,
+        seed: int | keras.random.SeedGenerator = 0,
+        watch_inputs: bool = False,
+    ) -> Forward:
+        """Runs `layer` on `x` in training mode, recorded for the penalty.
+
+        Args:
+            layer: A built layer or model with one output tensor.
+            x: Its inputs, with the batch as the first axis.
+            seed: Where the draw of a `fraction` comes from.
+            watch_inputs: Whether the penalty is to have a gradient with
+                respect to `x` in all circumstances: set it if `x` is computed
+                from variables.
+
+        Returns:
+            A `Forward`, whose `outputs` are for the loss.
+        """
+        return forward_lib.run(
+            layer,
+            x,
+            fraction=self.fraction,
+            seed=seed,
+            watch_inputs=watch_inputs,
+            twice=self.method == "exact" and self.micro_batch_size is not None,
+            replayable=self.method == "finite_difference",
+        )
+
+    def __call__(
+        self,
+        forward: Forward,
+        likelihood: Likelihood,
+        y: tf.Tensor | None = None,
+        *,
+        seed: int | keras.random.SeedGenerator = 0,
+        loss_scale: float | tf.Tensor = 1.0,
+        batches: int = 1,
+    ) -> Term:
+        """Computes the penalty. To be called where `forward` was recorded.
+
+        Args:
+            forward: What `self.forward` returned.
+            likelihood: p(y|x), given the outputs.
+            y: Labels of the data set, for the penalties that use them.
+            seed: Where the draw of labels comes from.
+            loss_scale: Factor on the loss in the backward pass, taken out
+                again before the square; for half precision.
+            batches: Number of batches like this one that make up one
+                optimizer step (replicas, accumulated gradients).
+
+        Returns:
+            A `Term`.
+
+        Raises:
+            ValueError: If a selected variable has no gradient.
+        """
+        labels = self.labels(
+            likelihood,
+            forward.part_outputs,
+            None if y is None else forward.of_part(y),
+            seed,
+        )
+
+        def gradient(tape, outputs, targets, weights):
+            score = _score(likelihood, labels, outputs, weights, forward.mask)
+            return gradients_lib.vector_jacobian(tape, outputs, targets, score)
+
+        micro_batch = self._micro_batch_function(forward, gradient, loss_scale)
+        squares, *derivatives = gradients_lib.sum_over_micro_batches(
+            micro_batch, forward.part_size, self.micro_batch_size
+        )
+        traces = squares / tf.cast(forward.part_size, squares.dtype)
+        scale = self.alpha * self._per_trace(
+            tf.cast(forward.batch_size, squares.dtype) * batches
+        )
+        value = scale * self._total(forward, traces)
+        if derivatives:
+            scale /= tf.cast(forward.part_size, squares.dtype)
+            value = gradients_lib.with_gradient(
+                value,
+                forward.targets,
+                [tf.cast(scale, d.dtype) * d for d in derivatives],
+            )
+        traces = tf.stop_gradient(traces) if self.measures_trace else None
+        return Term(value, traces)
+
+    def _micro_batch_function(self, forward, gradient, loss_scale):
+        """b_m² ‖ĝ_m‖² for each source, as a function of a micro-batch.
+
+        Behind it follow, unless the tape around will differentiate it, its
+        derivatives with respect to the targets.
+        """
+
+        def squares_of(weights, count):
+            gradients = self._norm_gradients(
+                forward,
+                gradient(
+                    forward.tape,
+                    forward.part_outputs,
+                    forward.targets,
+                    weights * loss_scale,
+                ),
+            )
+            squares = gradients_lib.squared_norms(gradients, loss_scale)
+            return tf.cast(tf.square(count), squares.dtype) * squares
+
+        def differentiated_around(weights, count):
+            return [squares_of(weights, count)]
+
+        def differentiated_here(weights, count):
+            with forward.second_tape:
+                squares = squares_of(weights, count)
+                total = self._total(forward, squares)
+            derivatives = forward.second_tape.gradient(
+                total,
+                forward.targets,
+                unconnected_gradients=tf.UnconnectedGradients.ZERO,
+            )
+            return [squares, *map(tf.convert_to_tensor, derivatives)]
+
+        if self.method == "finite_difference":
+            return lambda weights, count: self._finite_difference(
+                forward, gradient, weights, count, loss_scale
+            )
+        if self.micro_batch_size is None:
+            return differentiated_around
+        # A loop, whose gradient would keep all micro-batches in memory.
+        return differentiated_here
+
+    def _finite_difference(
+        self, forward, gradient, weights, count, loss_scale
+    ) -> list[tf.Tensor]:
+        weights *= loss_scale
+        here = gradient(
+            forward.tape, forward.part_outputs, forward.targets, weights
+        )
+        squares = gradients_lib.squared_norms(
+            self._norm_gradients(forward, here), loss_scale
+        )
+        direction = [
+            g if chosen else None
+            for g, chosen in zip(here, self._directions(forward))
+        ]
+        step = gradients_lib.difference_step(
+            direction, forward.targets, forward.part_outputs.dtype
+        )
+        moved = [
+            tf.identity(t)
+            if d is None
+            else t + tf.cast(step, t.dtype) * tf.cast(d, t.dtype)
+            for t, d in zip(forward.targets, direction)
+        ]
+        there = gradient(*forward.replay(moved), moved, weights)
+        count = tf.cast(count, squares.dtype)
+        # One loss scale is in the direction, and one in each gradient.
+        scale = tf.cast(loss_scale, squares.dtype)
+        factor = 2.0 * tf.square(count / scale) / step
+        return [tf.square(count) * squares] + [
+            tf.zeros_like(t)
+            if a is None or b is None
+            else tf.cast(factor, a.dtype) * (b - a)
+            for t, a, b in zip(forward.targets, here, there)
+        ]
+
+    # What the norm is taken of: the parameters, or (GP_x) the inputs.
+
+    def _norm_gradients(self, forward: Forward, gradients: list) -> list:
+        """Of the gradients for the targets, those the norm is taken of."""
+        variables = forward.layer.trainable_variables
+        lost = [
+            variable.path
+            for variable, gradient in zip(variables, gradients)
+            if gradient is None and self.selects(variable)
+        ]
+        if lost:
+            raise ValueError(
+                "The outputs do not depend on these trainable variables, so "
+                f"they have no gradient: {lost}. Freeze their layers "
+                "(`layer.trainable = False`), or leave them out with "
+                "`exclude=` of the penalty."
+            )
+        return gradients[: len(variables)]
+
+    def _directions(self, forward: Forward) -> list[bool]:
+        """Which targets the penalized norm is taken of."""
+        variables = forward.layer.trainable_variables
+        inputs = len(forward.targets) - len(variables)
+        return [*map(self.selects, variables), *[False] * inputs]
+
+    def _total(self, forward: Forward, squares: tf.Tensor) -> tf.Tensor:
+        chosen = [
+            float(self.selects(v)) for v in forward.layer.trainable_variables
+        ]
+        return tf.reduce_sum(squares * chosen)
+
+    def _per_trace(self, examples: tf.Tensor) -> tf.Tensor:
+        return 1.0 / examples
+
+    # Configuration.
+
+    def get_config(self) -> dict:
+        return {
+            "alpha": self.alpha,
+            "fraction": self.fraction,
+            "every": self.every,
+            "reuse": self.reuse,
+            "start": self.start,
+            "stop": self.stop,
+            "micro_batch_size": self.micro_batch_size,
+            "method": self.method,
+            "exclude": list(self.exclude),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict) -> Penalty:
+        return cls(**config)
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(
+            f"{k}={v!r}" for k, v in self.get_config().items()
+        )
+        return f"{type(self).__name__}({arguments})"
+
+
+def _score(likelihood, labels, outputs, weights, mask) -> tf.Tensor:
+    """The gradient of Σ_i w_i (-log p(y_i|x_i)) at the outputs."""
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(outputs)
+        loss = likelihood.negative_log_likelihood(labels, outputs, mask)
+    weights = tf.cast(weights, loss.dtype)
+    return tape.gradient(loss, outputs, output_gradients=weights)
+
+
+@keras.saving.register_keras_serializable(package="keras_fisher")
+class FisherPenalty(Penalty):
+    """The Fisher Penalty: α ‖(1/B) Σ_i ∇_θ -log p_θ(ŷ_i|x_i)‖², ŷ_i ~ p_θ.
+
+    In expectation α Tr(F) / B: it keeps the trace of the Fisher Information
+    Matrix small. Source: Jastrzebski et al., *Catastrophic Fisher Explosion*,
+    ICML 2021, section 4.
+
+    """
+
+    name = "fisher"
+    measures_trace = True
+
+    def labels(self, likelihood, outputs, y, seed):
+        return likelihood.sample(outputs, sampling.draw(seed))
+
+
+class TraceProbe(FisherPenalty):
+    """Estimates Tr(F) as the Fisher Penalty does, and penalizes nothing."""
+
+    def __init__(self):
+        super().__init__(alpha=0.0)
+
+    def forward(self, layer, x, *, seed=0, watch_inputs=False):
+        return forward_lib.run(layer, x, differentiable=False)
+
+
+@keras.saving.register_keras_serializable(package="keras_fisher")
+class GradientPenalty(Penalty):
+    """GP: the squared norm of the gradient with the data set's labels.
+
+    Source: Jastrzebski et al., ICML 2021, section 4.
+
+    """
+
+    name = "gradient"
+    needs_labels = True
+
+    def labels(self, likelihood, outputs, y, seed):
+        return _labels_given(self, y)
+
+
+@keras.saving.register_keras_serializable(package="keras_fisher")
+class UniformLabelPenalty(Penalty):
+    """GP_r: as the Fisher Penalty, with labels drawn uniformly.
+
+    Source: Jastrzebski et al., ICML 2021, section 4.
+
+    """
+
+    name = "uniform_label"
+
+    def labels(self, likelihood, outputs, y, seed):
+        return likelihood.uniform(outputs, sampling.draw(seed))
+
+
+@keras.saving.register_keras_serializable(package="keras_fisher")
+class InputGradientPenalty(Penalty):
+    """GP_x: α (1/B) Σ_i ‖∇_{x_i} Σ_j -log p_θ(y_j|x_j)‖².
+
+    The squared norm of the gradient with respect to the input, the mean over
+    examples (only y_i depends on x_i, but for batch normalization), with the
+    data set's labels. Source: Jastrzebski et al., ICML 2021, section 4; Drucker
+    & LeCun, *Improving generalization performance using double
+    backpropagation*, 1992.
+
+    `exclude` has no effect, since the norm is not over variables.
+
+    """
+
+    name = "input_gradient"
+    needs_labels = True
+
+    def labels(self, likelihood, outputs, y, seed):
+        return _labels_given(self, y)
+
+    def forward(self, layer, x, *, seed=0, watch_inputs=True):
+        dtypes = [leaf.dtype for leaf in keras.tree.flatten(x)]
+        if not any(dtype.is_floating for dtype in dtypes):
+            raise ValueError(
+                "`InputGradientPenalty` differentiates the inputs, which "
+                "have to be of floating point. Received inputs of "
+                f"{[dtype.name for dtype in dtypes]}. Use `FisherPenalty`, "
+                "or put the penalty behind the embedding with "
+                "`FisherRegularization`."
+            )
+        return super().forward(layer, x, seed=seed, watch_inputs=True)
+
+    def _norm_gradients(self, forward, gradients):
+        gradients = gradients[len(forward.layer.trainable_variables) :]
+        if any(gradient is None for gradient in gradients):
+            raise ValueError(
+                "The outputs do not depend on some of the inputs, or not "
+                "differentiably. Leave these inputs out of the model, or use "
+                "another penalty."
+            )
+        return gradients
+
+    def _directions(self, forward):
+        variables = len(forward.layer.trainable_variables)
+        inputs = len(forward.targets) - variables
+        return [False] * variables + [True] * inputs
+
+    def _total(self, forward, squares):
+        return tf.reduce_sum(squares)
+
+    def _per_trace(self, examples):
+        # A gradient at one input does not shrink with the batch.
+        return tf.ones_like(examples)
+
+
+# One text for the arguments that all of them share.
+for _penalty in (
+    FisherPenalty,
+    GradientPenalty,
+    UniformLabelPenalty,
+    InputGradientPenalty,
+):
+    _arguments = Penalty.__doc__[Penalty.__doc__.index("    Args:") :]
+    _penalty.__doc__ = _penalty.__doc__.rstrip() + "\n\n" + _arguments
+
+_BY_NAME = {
+    cls.name: cls
+    for cls in (
+        FisherPenalty,
+        GradientPenalty,
+        UniformLabelPenalty,
+        InputGradientPenalty,
+    )
+}
+
+
+def get(identifier: Any) -> Penalty | None:
+    """Finds the penalty that a number, a name or a config stands for.
+
+    Args:
+        identifier: None; α of a `FisherPenalty`; `"fisher"`, `"gradient"`,
+            `"uniform_label"` or `"input_gradient"`; a `Penalty` instance,
+            class or serialized config.
+
+    Returns:
+        A `Penalty`, or None for None.
+
+    Raises:
+        ValueError: If nothing above fits.
+    """
+    if identifier is None or isinstance(identifier, Penalty):
+        return identifier
+    if isinstance(identifier, numbers.Real) and not isinstance(
+        identifier, bool
+    ):
+        return FisherPenalty(identifier)
+    if isinstance(identifier, str) and identifier in _BY_NAME:
+        return _BY_NAME[identifier]()
+    if isinstance(identifier, dict):
+        return get(keras.saving.deserialize_keras_object(identifier))
+    if isinstance(identifier, type) and issubclass(identifier, Penalty):
+        return identifier()
+    raise ValueError(
+        "A penalty is None, a number (the alpha of `FisherPenalty`), one of "
+        f"the names {sorted(_BY_NAME)}, or a `keras_fisher` penalty. "
+        f"Received: {identifier!r}"
+    )
+
+
+def no_second_derivative(error: LookupError) -> ValueError:
+    """What to tell a user of TensorFlow's error in the second backward pass."""
+    return ValueError(
+        "A layer has no second derivative, which "
+        '`method="exact"` needs. Give the penalty '
+        '`method="finite_difference"`, which works with any layer. '
+        f"(TensorFlow says: {error})"
+    )
+
+
+def _labels_given(penalty: Penalty, y: tf.Tensor | None) -> tf.Tensor:
+    if y is None:
+        raise ValueError(
+            f"`{type(penalty).__name__}` takes the gradient with the labels "
+            "of the data set, but no `y` was given. Pass `y`, or use "
+            "`FisherPenalty`, which draws its labels from the model."
+        )
+    return y
+
+
+def _compiled(pattern: str) -> re.Pattern:
+    try:
+        return re.compile(pattern)
+    except (re.error, TypeError) as error:
+        raise ValueError(
+            "`exclude` takes regular expressions that are searched for in "
+            f"variable paths. Received: {pattern!r} ({error})"
+        ) from None
+
+
+def _check_number(name, value, allowed, description) -> None:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, numbers.Real)
+        or not allowed(value)
+    ):
+        raise ValueError(
+            f"`{name}` must be {description}. Received: {name}={value!r}"
+        )
+
+
+def check_integer(
+    name: str, value: Any, minimum: int, description: str | None = None
+) -> None:
+    """Raises a `ValueError` unless `value` is an integer >= `minimum`."""
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, numbers.Integral)
+        or value < minimum
+    ):
+        raise ValueError(
+            f"`{name}` must be an integer "
+            f"{description or f'of at least {minimum}'}. "
+            f"Received: {name}={value!r}"
+        )

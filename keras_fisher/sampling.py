@@ -1,0 +1,71 @@
+"""Random draws that are the same eagerly, in a graph and under XLA.
+
+The 32-bit integers of Philox are the one random primitive of TensorFlow whose
+values do not depend on how the program is compiled (XLA turns the same bits
+into other floats); everything here is built on them.
+"""
+
+from __future__ import annotations
+
+import keras
+import tensorflow as tf
+
+# Seeds of replicas lie far apart, so that no other run is likely to hit them.
+_REPLICA_STRIDE = 0x3C6EF35F
+
+
+def draw(seed: int | keras.random.SeedGenerator) -> tf.Tensor:
+    """Draws the seed of one random operation.
+
+    Args:
+        seed: An integer, for the same draw every time, or a
+            `keras.random.SeedGenerator`, for the next of a sequence.
+
+    Returns:
+        An `int64` tensor of shape `(2,)`, different on every replica of a
+        `tf.distribute` strategy.
+    """
+    if isinstance(seed, keras.random.SeedGenerator):
+        state = tf.cast(seed.next(), tf.int64)
+    else:
+        # Any integer: its remainder is what fits.
+        state = tf.constant([(seed + 2**63) % 2**64 - 2**63, 0], tf.int64)
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return state
+    replica = tf.cast(context.replica_id_in_sync_group, tf.int64)
+    return state + tf.stack([replica * _REPLICA_STRIDE, 0])
+
+
+def uniform(shape, seed: tf.Tensor, dtype=tf.float32) -> tf.Tensor:
+    """Draws from the multiples of 2**-24 in [0, 1), the same in any dtype."""
+    bits = tf.random.stateless_uniform(
+        shape, seed, minval=None, maxval=None, dtype=tf.uint32, alg="philox"
+    )
+    leading = tf.cast(
+        tf.bitwise.right_shift(bits, tf.constant(8, tf.uint32)), tf.int32
+    )
+    return tf.cast(leading, dtype) * 2.0**-24
+
+
+def integers(shape, bound: int, seed: tf.Tensor) -> tf.Tensor:
+    """Draws integers from 0 to `bound - 1`, each as likely as the others."""
+    scaled = uniform(shape, seed, tf.float64) * bound
+    return tf.minimum(tf.cast(scaled, tf.int32), bound - 1)
+
+
+def gumbel(shape, seed: tf.Tensor, dtype=tf.float32) -> tf.Tensor:
+    """Draws from the standard Gumbel distribution."""
+    return tf.cast(-tf.math.log(-tf.math.log(uniform(shape, seed))), dtype)
+
+
+def normal(shape, seed: tf.Tensor, dtype=tf.float32) -> tf.Tensor:
+    """Draws from the standard normal distribution, through its quantiles."""
+    # The middle of each of the 2**24 cells keeps the quantiles finite.
+    centred = uniform(shape, seed, tf.float64) + 2.0**-25
+    return tf.cast(tf.math.ndtri(centred), dtype)
+
+
+def permutation(size, seed: tf.Tensor) -> tf.Tensor:
+    """Draws an order of `range(size)`, each as likely as the others."""
+    return tf.argsort(uniform([size], seed), stable=True)

@@ -1,0 +1,169 @@
+"""Exact second derivatives where TensorFlow's own are not.
+
+Two operations that Keras layers are made of have a wrong second derivative:
+
+* Max pooling. XLA's kernel for the gradient of its gradient exists in
+  `float32` alone and keeps eight bits of each value. Here the first gradient
+  is written so that its own gradient needs no special kernel: it is linear in
+  what comes from above, with the places of the maxima as constants.
+  TensorFlow reads a replaced gradient from the graph, which `tf.gradients`
+  does and tapes do not; hence `needs_graph_gradients`.
+* Moments (batch and group normalization). `tf.nn.moments` holds the mean
+  constant in the variance. That leaves the first derivative as it is, since
+  Σ (x - mean) = 0, but drops a term of the second.
+
+Both are replaced while a forward pass is recorded, and only then. Keras has
+no public way to do this: `exact` is the one place that reaches into
+TensorFlow, and the tests of this module fail if it stops working.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import threading
+
+import tensorflow as tf
+
+_GRADIENT = "KerasFisherMaxPool"
+_POOLS = ("MaxPool", "MaxPool3D")
+# Differentiating one of these on the graph rewrites it behind the back of the
+# tapes that have recorded it, so that second derivatives come out wrong.
+_REWRITTEN = (
+    "While",
+    "StatelessWhile",
+    "If",
+    "StatelessIf",
+    "Case",
+    "StatelessCase",
+    "PartitionedCall",
+    "StatefulPartitionedCall",
+)
+
+
+@contextlib.contextmanager
+def exact():
+    """Context for a forward pass that will be differentiated twice."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_exact_moments)
+        if not tf.executing_eagerly():
+            # Eagerly, TensorFlow's own kernels for pooling are exact.
+            graph = tf.compat.v1.get_default_graph()
+            stack.enter_context(
+                graph.gradient_override_map(dict.fromkeys(_POOLS, _GRADIENT))
+            )
+        yield
+
+
+def needs_graph_gradients(outputs: tf.Tensor) -> bool:
+    """Whether `tf.gradients` has to be used, and can be.
+
+    Args:
+        outputs: Tensor that was computed within `exact()`.
+    """
+    if (
+        tf.executing_eagerly()
+        or _has_many_replicas()
+        # Seen from the body of a loop, `outputs` has no ancestors.
+        or outputs.graph is not tf.compat.v1.get_default_graph()
+    ):
+        return False
+    kinds = _kinds_of_ancestors(outputs.op)
+    return not kinds.isdisjoint(_POOLS) and kinds.isdisjoint(_REWRITTEN)
+
+
+def _has_many_replicas() -> bool:
+    return tf.distribute.get_strategy().num_replicas_in_sync > 1
+
+
+def _kinds_of_ancestors(operation: tf.Operation) -> set[str]:
+    seen, waiting = {operation.name}, [operation]
+    kinds = set()
+    while waiting:
+        current = waiting.pop()
+        kinds.add(current.type)
+        for tensor in current.inputs:
+            if tensor.op.name not in seen:
+                seen.add(tensor.op.name)
+                waiting.append(tensor.op)
+    return kinds
+
+
+@tf.RegisterGradient(_GRADIENT)
+def _max_pool_gradient(operation: tf.Operation, gradient: tf.Tensor):
+    """Sends each gradient to the first maximum of its window."""
+    inputs, outputs = operation.inputs[0], operation.outputs[0]
+    window = operation.get_attr("ksize")
+    strides = operation.get_attr("strides")
+    padding = operation.get_attr("padding").decode()
+    input_shape, output_shape = tf.shape(inputs), tf.shape(outputs)
+
+    if padding == "SAME":
+        covered = (output_shape - 1) * strides + window
+        total = tf.maximum(covered - input_shape, 0)
+    else:
+        total = tf.zeros_like(input_shape)
+    before = total // 2
+    paddings = tf.stack([before, total - before], axis=1)
+    padded = tf.pad(inputs, paddings, constant_values=inputs.dtype.min)
+    padded_shape = tf.shape(padded)
+
+    parts = []
+    taken = tf.zeros_like(outputs, tf.bool)
+    for offset in itertools.product(*map(range, window)):
+        # The same corner of every window, as one strided slice.
+        end = offset + (output_shape - 1) * strides + 1
+        corner = tf.strided_slice(padded, offset, end, strides)
+        corner = tf.ensure_shape(corner, outputs.shape)
+        hit = (corner == outputs) & ~taken
+        taken |= hit
+        parts.append(
+            tf.raw_ops.StridedSliceGrad(
+                shape=padded_shape,
+                begin=tf.constant(offset),
+                end=end,
+                strides=tf.constant(strides),
+                dy=tf.where(hit, gradient, tf.zeros_like(gradient)),
+            )
+        )
+    result = tf.slice(tf.add_n(parts), before, input_shape)
+    return tf.ensure_shape(result, inputs.shape)
+
+
+def _moments(x, axes, shift=None, keepdims=False, name=None):
+    """`tf.nn.moments`, with the variance a function of the mean."""
+    del shift  # of no effect in TensorFlow either
+    with tf.name_scope(name or "moments"):
+        precise = tf.cast(x, tf.float32) if x.dtype.size < 4 else x
+        mean = tf.reduce_mean(precise, axes, keepdims=True)
+        variance = tf.reduce_mean(
+            tf.math.squared_difference(precise, mean), axes, keepdims=True
+        )
+        if not keepdims:
+            mean, variance = tf.squeeze(mean, axes), tf.squeeze(variance, axes)
+        return tf.cast(mean, x.dtype), tf.cast(variance, x.dtype)
+
+
+class _Replacement:
+    """Context that replaces `tf.nn.moments`, in as many threads as enter."""
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._entered = 0
+        self._original = None
+
+    def __enter__(self):
+        with self._lock:
+            if self._entered == 0:
+                self._original = tf.nn.moments
+                tf.nn.moments = _moments
+            self._entered += 1
+
+    def __exit__(self, *_):
+        with self._lock:
+            self._entered -= 1
+            if self._entered == 0:
+                tf.nn.moments = self._original
+
+
+_exact_moments = _Replacement()

@@ -1,0 +1,67 @@
+"""What a resumed run needs to go on as if it had never stopped."""
+
+from __future__ import annotations
+
+import keras
+
+
+class FisherState(keras.layers.Layer):
+    """Variables that are saved with a model: last values, reused gradient.
+
+    Args:
+        dtype: Dtype of the last measured values.
+    """
+
+    def __init__(self, dtype="float32", name="fisher_state"):
+        super().__init__(dtype=dtype, trainable=False, name=name)
+        self.fisher_trace = self._scalar("fisher_trace", float("nan"))
+        self.fisher_penalty = self._scalar("fisher_penalty", 0.0)
+        self._gradients = {}
+        # Nothing is left to build; not through `build`, after which Keras
+        # would take no more variables.
+        self.built = True
+
+    def _scalar(self, name: str, initial: float) -> keras.Variable:
+        return self.add_weight(
+            shape=(),
+            initializer=keras.initializers.Constant(initial),
+            trainable=False,
+            # Of the replicas' values; each has measured its part.
+            aggregation="mean",
+            name=name,
+        )
+
+    def create_gradients(self, layer: keras.layers.Layer) -> None:
+        """Makes room for a gradient of each trainable variable of `layer`.
+
+        What exists stays, so that variables frozen in between lose nothing.
+        """
+        positions = {id(v): i for i, v in enumerate(layer.weights)}
+        for variable in layer.trainable_variables:
+            position = positions[id(variable)]
+            if position not in self._gradients:
+                self._gradients[position] = self.add_weight(
+                    shape=variable.shape,
+                    dtype=variable.dtype,
+                    initializer="zeros",
+                    trainable=False,
+                    aggregation="mean",
+                    name=f"gradient_{position}",
+                )
+
+    def gradients(self, layer: keras.layers.Layer) -> list[keras.Variable]:
+        """The stored gradient for each trainable variable of `layer`."""
+        positions = {id(v): i for i, v in enumerate(layer.weights)}
+        return [
+            self._gradients[positions[id(v)]] for v in layer.trainable_variables
+        ]
+
+    def save_own_variables(self, store) -> None:
+        for variable in self.weights:
+            store[variable.name] = variable
+
+    def load_own_variables(self, store) -> None:
+        # Files of models that measured or stored less leave the rest as it is.
+        for variable in self.weights:
+            if variable.name in store:
+                variable.assign(store[variable.name])
