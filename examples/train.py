@@ -1,0 +1,170 @@
+"""Trains a network while following, and penalizing, its Fisher information.
+
+python examples/train.py --dataset=mnist1d --learning_rate=0.01 \
+        --penalty=fisher --alpha=0.3 --log_dir=logs/fp
+tensorboard --logdir=logs
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+from absl import app
+from absl import flags
+import common
+import keras
+
+import keras_fisher
+from keras_fisher import penalties as penalties_lib
+
+_DATASET = flags.DEFINE_string(
+    "dataset",
+    "mnist1d",
+    "Data set: mnist1d or digits, which need no download, or a TFDS name.",
+)
+_MODEL = flags.DEFINE_enum(
+    "model", "simple_cnn", common.MODELS, "Network to train."
+)
+_LEARNING_RATE = flags.DEFINE_float(
+    "learning_rate", 0.01, "Learning rate of SGD.", lower_bound=0.0
+)
+_MOMENTUM = flags.DEFINE_float(
+    "momentum", 0.9, "Momentum of SGD, in [0, 1].", 0.0, 1.0
+)
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Examples a step.", 1)
+_EPOCHS = flags.DEFINE_integer("epochs", 120, "Passes over the data.", 1)
+_PENALTY = flags.DEFINE_enum(
+    "penalty",
+    "none",
+    ["none", "fisher", "gradient", "uniform_label", "input_gradient"],
+    "Penalty: FP, GP, GP_r or GP_x of the paper.",
+)
+_ALPHA = flags.DEFINE_float(
+    "alpha", 0.1, "Strength of the penalty.", lower_bound=0.0
+)
+_FRACTION = flags.DEFINE_float(
+    "fraction", 1.0, "Share of the batch to compute the penalty on, in (0, 1]."
+)
+_EVERY = flags.DEFINE_integer(
+    "every", 1, "Compute the penalty every so many steps.", 1
+)
+_REUSE = flags.DEFINE_boolean(
+    "reuse", True, "Add the last gradient of the penalty in between."
+)
+_START = flags.DEFINE_integer("start", 0, "First step with the penalty.", 0)
+_STOP = flags.DEFINE_integer(
+    "stop", None, "First step without the penalty again; never if not given.", 1
+)
+_MICRO_BATCH_SIZE = flags.DEFINE_integer(
+    "micro_batch_size",
+    None,
+    "Examples in each of the micro-batches whose norms are averaged.",
+    1,
+)
+_METHOD = flags.DEFINE_enum(
+    "method",
+    "exact",
+    ["exact", "finite_difference"],
+    "How to differentiate the gradient norm.",
+)
+_EXCLUDE = flags.DEFINE_multi_string(
+    "exclude", [], "Regular expression on paths of variables to leave out."
+)
+_TRACE_EVERY = flags.DEFINE_integer(
+    "trace_every", 10, "Measure Tr(F) every so many steps.", 1
+)
+_LABEL_NOISE = flags.DEFINE_float(
+    "label_noise",
+    0.0,
+    "Share of training labels to draw anew, in [0, 1].",
+    0.0,
+    1.0,
+)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of everything.", 0)
+_JIT = flags.DEFINE_enum(
+    "jit",
+    "auto",
+    ["auto", "true", "false"],
+    "Whether to compile with XLA; auto is Keras's choice, GPUs only.",
+)
+_STEPS_PER_EXECUTION = flags.DEFINE_integer(
+    "steps_per_execution", 1, "Steps in one call of the train function.", 1
+)
+_LOG_DIR = flags.DEFINE_string(
+    "log_dir", None, "Directory for TensorBoard; nothing is written without."
+)
+
+flags.register_validator(
+    "fraction",
+    lambda fraction: 0 < fraction <= 1,
+    "--fraction must be in (0, 1].",
+)
+flags.register_multi_flags_validator(
+    ["start", "stop"],
+    lambda f: f["stop"] is None or f["stop"] > f["start"],
+    "--stop must be larger than --start.",
+)
+
+
+def penalty() -> penalties_lib.Penalty | None:
+    """The penalty that the flags ask for."""
+    if _PENALTY.value == "none":
+        return None
+    cls = type(penalties_lib.get(_PENALTY.value))
+    return cls(
+        _ALPHA.value,
+        fraction=_FRACTION.value,
+        every=_EVERY.value,
+        reuse=_REUSE.value,
+        start=_START.value,
+        stop=_STOP.value,
+        micro_batch_size=_MICRO_BATCH_SIZE.value,
+        method=_METHOD.value,
+        exclude=_EXCLUDE.value,
+    )
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"Unknown arguments: {argv[1:]}. See --help.")
+    keras.utils.set_random_seed(_SEED.value)
+    train, test, classes = common.load_data(
+        _DATASET.value,
+        _BATCH_SIZE.value,
+        label_noise=_LABEL_NOISE.value,
+        seed=_SEED.value,
+    )
+    input_shape = train.element_spec[0].shape[1:]
+    model = keras_fisher.FisherModel(
+        common.build_network(_MODEL.value, tuple(input_shape), classes),
+        penalty=penalty(),
+        trace_every=_TRACE_EVERY.value,
+        seed=_SEED.value,
+    )
+    model.compile(
+        keras.optimizers.SGD(_LEARNING_RATE.value, momentum=_MOMENTUM.value),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+        jit_compile={"auto": "auto", "true": True, "false": False}[_JIT.value],
+        steps_per_execution=_STEPS_PER_EXECUTION.value,
+    )
+    callbacks = []
+    if _LOG_DIR.value:
+        callbacks.append(
+            keras_fisher.callbacks.FisherTensorBoard(_LOG_DIR.value)
+        )
+    model.fit(
+        train,
+        validation_data=test,
+        epochs=_EPOCHS.value,
+        callbacks=callbacks,
+        shuffle=False,  # the data set does
+    )
+    results = model.evaluate(test, return_dict=True, verbose=0)
+    print(f"Test accuracy: {100 * results['accuracy']:.1f} %")
+
+
+if __name__ == "__main__":
+    app.run(main)
