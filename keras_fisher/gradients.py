@@ -81,32 +81,34 @@ def sum_over_micro_batches(
     function: Callable[[tf.Tensor, tf.Tensor], list],
     size: int | tf.Tensor,
     micro_batch_size: int | None,
+    dtype,
 ) -> list:
     """Adds up `function` over consecutive micro-batches.
 
     Args:
-        function: Takes the weights of the examples, of shape `(size,)` and
-            dtype `float32` (1/b in a micro-batch of b examples and 0 outside
-            of it), and b; returns a list of tensors whose shapes and dtypes
-            are always the same.
+        function: Takes the weights of the examples, of shape `(size,)` (1/b
+            in a micro-batch of b examples and 0 outside of it), and b;
+            returns a list of tensors whose shapes and dtypes are always the
+            same.
         size: Number of examples.
         micro_batch_size: Examples in each micro-batch but the last, which
             takes what is left; None for a single one.
+        dtype: Dtype of the weights and of b.
 
     Returns:
         The sums, as a list.
     """
     if micro_batch_size is None:
-        count = tf.cast(size, tf.float32)
+        count = tf.cast(size, dtype)
         return function(tf.fill([size], 1.0 / count), count)
 
     positions = tf.range(size)
 
     def micro_batch(begin):
         end = tf.minimum(begin + micro_batch_size, size)
-        count = tf.cast(end - begin, tf.float32)
+        count = tf.cast(end - begin, dtype)
         inside = (positions >= begin) & (positions < end)
-        return function(tf.cast(inside, tf.float32) / count, count)
+        return function(tf.cast(inside, dtype) / count, count)
 
     def add(sums, begin):
         return [a + b for a, b in zip(sums, micro_batch(begin))]

@@ -11,6 +11,7 @@ from keras_fisher import gradients as gradients_lib
 from keras_fisher import likelihoods
 from keras_fisher import penalties
 from keras_fisher.state import FisherState
+from keras_fisher.state import random_state_of
 
 
 @keras.saving.register_keras_serializable(package="keras_fisher")
@@ -87,6 +88,9 @@ class FisherRegularization(keras.layers.Wrapper):
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.state = FisherState(
             likelihoods.compute_dtype(self.variable_dtype).name
+        )
+        self.state.carry(
+            lambda: [self.seed_generator.state, *random_state_of(layer)]
         )
         self.step = self.add_weight(
             shape=(),

@@ -24,6 +24,7 @@ from keras_fisher import likelihoods
 from keras_fisher import metrics
 from keras_fisher import penalties
 from keras_fisher.state import FisherState
+from keras_fisher.state import random_state_of
 
 _NOTHING, _FRESH, _REUSED = range(3)  # what a step does with the penalty
 _LONGEST_PERIOD = 100_000
@@ -158,6 +159,9 @@ class FisherModel(keras.Model):
             self.state = FisherState(
                 likelihoods.compute_dtype(self.variable_dtype).name
             )
+            self.state.carry(
+                lambda: [self.seed_generator.state, *random_state_of(model)]
+            )
 
     # As a Keras model.
 
@@ -201,13 +205,13 @@ class FisherModel(keras.Model):
             self.likelihood = likelihoods.get(self.loss)
         if self.model.built:
             self._check_trainable()
+            self._create_stored_gradients()
 
     compile.__doc__ = keras.Model.compile.__doc__
 
     def compile_from_config(self, config: dict) -> None:
         self.compile(**keras.saving.deserialize_keras_object(config))
         if self.model.built:
-            self._create_stored_gradients()
             self.optimizer.build(self.trainable_variables)
 
     # Which steps do what.

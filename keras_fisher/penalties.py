@@ -41,6 +41,7 @@ import tensorflow as tf
 
 from keras_fisher import forward as forward_lib
 from keras_fisher import gradients as gradients_lib
+from keras_fisher import likelihoods
 from keras_fisher import sampling
 from keras_fisher.forward import Forward
 from keras_fisher.likelihoods import Likelihood
@@ -238,9 +239,12 @@ class Penalty:
         labels = self.labels(
             likelihood,
             forward.part_outputs,
-            None if y is None else forward.of_part(y),
+            None if y is None else forward.of_part(tf.convert_to_tensor(y)),
             seed,
         )
+
+        dtype = likelihoods.compute_dtype(forward.part_outputs.dtype)
+        loss_scale = tf.cast(loss_scale, dtype)
 
         def gradient(tape, outputs, targets, weights):
             score = _score(likelihood, labels, outputs, weights, forward.mask)
@@ -248,7 +252,10 @@ class Penalty:
 
         micro_batch = self._micro_batch_function(forward, gradient, loss_scale)
         squares, *derivatives = gradients_lib.sum_over_micro_batches(
-            micro_batch, forward.part_size, self.micro_batch_size
+            micro_batch,
+            forward.part_size,
+            self.micro_batch_size,
+            dtype,
         )
         traces = squares / tf.cast(forward.part_size, squares.dtype)
         scale = self.alpha * self._per_trace(

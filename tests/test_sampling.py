@@ -417,6 +417,16 @@ def test_integers_stay_below_their_bound(bound):
     assert spread >= (bound - 1) * 0.999, f"{spread} of {bound}"
 
 
+@pytest.mark.parametrize("mode", _MODES)
+@pytest.mark.parametrize("bound", [1, 3, 10, 1000, 2**24 + 1, 2**31 - 1])
+def test_integers_are_the_whole_part_of_uniform_times_bound(bound, mode):
+    # In integers of any size, so without rounding.
+    cells = _double(sampling.uniform([_MANY], _seed(2))) * 2**24
+    expected = [int(cell) * bound >> 24 for cell in cells]
+    draw = _compiled(lambda: sampling.integers([_MANY], bound, _seed(2)), mode)
+    np.testing.assert_array_equal(draw(), expected)
+
+
 # The first and the last draw that `uniform` can return.
 _ENDS = (0.0, 1 - 2.0**-24)
 
