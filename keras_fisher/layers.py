@@ -102,6 +102,14 @@ class FisherRegularization(keras.layers.Wrapper):
         )
         self._trace_metric = _LastValue(self.state)
 
+    def get_config(self) -> dict:
+        return {
+            **super().get_config(),
+            "penalty": keras.saving.serialize_keras_object(self.penalty),
+            "likelihood": keras.saving.serialize_keras_object(self.likelihood),
+            "seed": self.seed,
+        }
+
     def build(self, input_shape=None):
         if not self.layer.built:
             # Calling builds subclassed layers as well, which `build` does not.

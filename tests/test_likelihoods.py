@@ -718,6 +718,38 @@ def test_sure_labels_are_always_drawn(name):
     np.testing.assert_array_equal(drawn, expected)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            "categorical_p",
+            marks=pytest.mark.xfail(
+                strict=True,
+                reason="gumbel(u=0) is -inf: a sure class loses to any other",
+            ),
+        ),
+        "bernoulli_p",
+    ],
+)
+@pytest.mark.parametrize("ends", [(0, 1), (1, 0), (0, 0), (1, 1)], ids=str)
+def test_sure_labels_are_drawn_whatever_the_draw(monkeypatch, name, ends):
+    # The first and the last number that `sampling.uniform` returns.
+    draws = tf.constant([ends], tf.float64) * (1 - 2.0**-24)
+    monkeypatch.setattr(
+        sampling,
+        "uniform",
+        lambda shape, seed, dtype=tf.float32: tf.cast(draws, dtype),
+    )
+    likelihood, _ = _CASES[name]
+    for sure in (0, 1):
+        outputs = tf.one_hot([sure], 2)
+        expected = (
+            [sure] if isinstance(likelihood, Categorical) else outputs.numpy()
+        )
+        drawn = likelihood.sample(outputs, sampling.draw(0)).numpy()
+        np.testing.assert_array_equal(drawn, expected, f"{sure} is sure")
+
+
 # How labels are drawn; a likelihood without uniform labels is not in the list.
 _METHODS = [(name, "sample") for name in _CASES]
 _METHODS += [(name, "uniform") for name in _CASES if name != "gaussian"]
