@@ -108,24 +108,35 @@ def _max_pool_gradient(operation: tf.Operation, gradient: tf.Tensor):
     padded = tf.pad(inputs, paddings, constant_values=inputs.dtype.min)
     padded_shape = tf.shape(padded)
 
-    parts = []
-    taken = tf.zeros_like(outputs, tf.bool)
-    for offset in itertools.product(*map(range, window)):
-        # The same corner of every window, as one strided slice.
-        end = offset + (output_shape - 1) * strides + 1
-        corner = tf.strided_slice(padded, offset, end, strides)
-        corner = tf.ensure_shape(corner, outputs.shape)
-        hit = (corner == outputs) & ~taken
-        taken |= hit
-        parts.append(
-            tf.raw_ops.StridedSliceGrad(
-                shape=padded_shape,
-                begin=tf.constant(offset),
-                end=end,
-                strides=tf.constant(strides),
-                dy=tf.where(hit, gradient, tf.zeros_like(gradient)),
-            )
+    def end(offset):
+        return offset + (output_shape - 1) * strides + 1
+
+    def corner(offset):
+        """The same corner of every window."""
+        values = tf.strided_slice(padded, offset, end(offset), strides)
+        return tf.ensure_shape(values, outputs.shape)
+
+    offsets = list(itertools.product(*map(range, window)))
+    # Corners are compared with each other, not with the outputs: a compiler
+    # may compute these again with another rounding, and nothing would match.
+    largest = corner(offsets[0])
+    winner = tf.zeros_like(outputs, tf.int32)
+    for k, offset in enumerate(offsets[1:], start=1):
+        values = corner(offset)
+        better = values > largest
+        winner = tf.where(better, k, winner)
+        largest = tf.where(better, values, largest)
+
+    parts = [
+        tf.raw_ops.StridedSliceGrad(
+            shape=padded_shape,
+            begin=tf.constant(offset),
+            end=end(offset),
+            strides=tf.constant(strides),
+            dy=tf.where(winner == k, gradient, tf.zeros_like(gradient)),
         )
+        for k, offset in enumerate(offsets)
+    ]
     result = tf.slice(tf.add_n(parts), before, input_shape)
     return tf.ensure_shape(result, inputs.shape)
 

@@ -1,0 +1,94 @@
+"""The tools on tapes, by themselves."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_fisher import gradients
+
+
+def test_squared_norms_of_each_gradient():
+    found = gradients.squared_norms(
+        [tf.constant([3.0, 4.0]), None, tf.constant([[2.0]])]
+    )
+    np.testing.assert_array_equal(found, [25, 0, 4])
+    assert found.dtype == tf.float32
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_squares_of_half_precision_do_not_overflow(dtype):
+    found = gradients.squared_norms([tf.constant([60000.0], dtype)])
+    np.testing.assert_allclose(found, [3.6e9], rtol=2e-2)
+    scaled = gradients.squared_norms([tf.constant([60000.0], dtype)], 2.0**15)
+    np.testing.assert_allclose(scaled, [3.6e9 / 2.0**30], rtol=2e-2)
+
+
+def test_double_precision_anywhere_makes_all_squares_double():
+    found = gradients.squared_norms(
+        [tf.constant([1.0]), tf.constant([1.0], tf.float64)]
+    )
+    assert found.dtype == tf.float64
+
+
+def test_gradient_of_squared_norms_is_finite_at_zero():
+    x = tf.zeros([3])
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = tf.reduce_sum(gradients.squared_norms([x]))
+    np.testing.assert_array_equal(tape.gradient(y, x), [0, 0, 0])
+
+
+def test_repeated_rows_of_an_embedding_are_added_before_the_square():
+    table = tf.Variable([[1.0], [2.0]])
+    with tf.GradientTape(persistent=True) as tape:
+        y = tf.gather(table, [0, 0, 1])
+    (g,) = gradients.vector_jacobian(tape, y, [table], tf.ones_like(y))
+    np.testing.assert_array_equal(gradients.squared_norms([g]), [2**2 + 1])
+
+
+@pytest.mark.parametrize("size", [1, 5, 6])
+@pytest.mark.parametrize("micro", [None, 1, 2, 4, 6, 9])
+@pytest.mark.parametrize("static", [False, True])
+def test_micro_batches_cover_each_example_once(size, micro, static):
+    def run(n):
+        return gradients.sum_over_micro_batches(
+            lambda weights, count: [weights * count, count],
+            size if static else n,
+            micro,
+            tf.float64,
+        )
+
+    run = run if static else tf.function(run)
+    weights, count = run(tf.constant(size))
+    np.testing.assert_allclose(weights, np.ones(size))
+    assert float(count) == size
+
+
+def test_with_gradient_gives_a_value_another_derivative():
+    v, w = tf.Variable([1.0, 2.0]), tf.Variable(3.0)
+    with tf.GradientTape() as tape:
+        value = gradients.with_gradient(
+            v[0] * 5.0, [v, w], [tf.constant([7.0, 8.0]), None]
+        )
+        doubled = 2 * value
+    assert float(value) == 5
+    found = tape.gradient(doubled, [v, w])
+    np.testing.assert_array_equal(found[0], [14, 16])
+    assert found[1] is None
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
+def test_difference_step_is_finite_where_the_gradient_is_zero(dtype):
+    step = gradients.difference_step([tf.zeros([3])], [tf.ones([3])], dtype)
+    assert np.isfinite(step) and step > 0
+
+
+def test_difference_step_moves_by_a_share_of_the_parameters():
+    at = [tf.constant([30.0, 40.0])]
+    for direction in ([tf.constant([1e-8, 0.0])], [tf.constant([1e8, 0.0])]):
+        step = gradients.difference_step(direction, at, tf.float32)
+        moved = float(step) * float(tf.norm(direction[0]))
+        expected = 0.1 * np.sqrt(np.finfo("float32").eps) * 51
+        np.testing.assert_allclose(moved, expected, rtol=1e-4)
