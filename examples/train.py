@@ -93,7 +93,10 @@ _STEPS_PER_EXECUTION = flags.DEFINE_integer(
     "steps_per_execution", 1, "Steps in one call of the train function.", 1
 )
 _LOG_DIR = flags.DEFINE_string(
-    "log_dir", None, "Directory for TensorBoard; nothing is written without."
+    "log_dir",
+    None,
+    "Directory for TensorBoard; nothing is written without.",
+    allow_override=True,  # of the flag for files of absl's own log
 )
 
 flags.register_validator(
