@@ -12,6 +12,7 @@ import math
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_fisher import sampling
@@ -32,15 +33,8 @@ def _precise(outputs) -> tf.Tensor:
 def _log(probabilities: tf.Tensor) -> tf.Tensor:
     # Only an exact zero is moved: a larger floor would stop the gradient of
     # improbable labels, which `UniformLabelPenalty` draws all the time.
-    tiny = probabilities.dtype.as_numpy_dtype
-    floor = tf.constant(_tiny(tiny), probabilities.dtype)
-    return tf.math.log(tf.maximum(probabilities, floor))
-
-
-def _tiny(numpy_dtype) -> float:
-    import numpy as np
-
-    return float(np.finfo(numpy_dtype).tiny)
+    tiny = np.finfo(probabilities.dtype.as_numpy_dtype).tiny
+    return tf.math.log(tf.maximum(probabilities, tiny))
 
 
 class Likelihood:
@@ -105,7 +99,8 @@ class Likelihood:
             mask = tf.reshape(
                 mask, tf.concat([tf.shape(mask), [1] * missing], 0)
             )
-            parts = parts * mask
+            # Whatever the hidden parts are, NaN included.
+            parts = tf.math.multiply_no_nan(parts, mask)
         return tf.reduce_sum(parts, axis=list(range(1, parts.shape.rank)))
 
     def check(self, outputs: Any) -> None:
@@ -179,19 +174,23 @@ class Categorical(Likelihood):
                 dtype=log_probabilities.dtype,
             )
         y = tf.cast(y, log_probabilities.dtype)
-        return tf.reduce_sum(y * log_probabilities, axis=-1)
+        # A class with probability 0 counts only if it is the label.
+        return tf.reduce_sum(
+            tf.math.multiply_no_nan(log_probabilities, y), axis=-1
+        )
 
     def check(self, outputs: Any) -> None:
         if self.from_logits:
             return
         outputs = keras.ops.convert_to_numpy(keras.ops.cast(outputs, "float32"))
         sums = outputs.sum(axis=-1)
-        if (outputs < 0).any() or abs(sums - 1).max(initial=0) > 1e-2:
+        errors = abs(sums - 1)
+        if not ((outputs >= 0).all() and (errors <= 1e-2).all()):
             raise ValueError(
                 "The likelihood expects probabilities (from_logits=False), "
                 "but the outputs of the model are not: they range from "
                 f"{outputs.min():.3g} to {outputs.max():.3g} and sum to "
-                f"{sums.flat[0]:.3g} over the last axis. Pass "
+                f"{sums.flat[errors.argmax()]:.3g} over the last axis. Pass "
                 "`from_logits=True` to the loss or likelihood, or end the "
                 "model with a softmax."
             )
@@ -237,7 +236,7 @@ class Bernoulli(Likelihood):
         if self.from_logits:
             return
         outputs = keras.ops.convert_to_numpy(keras.ops.cast(outputs, "float32"))
-        if (outputs < 0).any() or (outputs > 1).any():
+        if not ((outputs >= 0).all() and (outputs <= 1).all()):
             raise ValueError(
                 "The likelihood expects probabilities (from_logits=False), "
                 "but the outputs of the model are not: they range from "
@@ -298,10 +297,12 @@ def _no_options(loss: keras.losses.Loss) -> dict:
 
 def _from_logits(loss: keras.losses.Loss) -> dict:
     config = loss.get_config()
-    if config.get("axis", -1) != -1:
+    # The sparse loss leaves its axis out of the configuration.
+    axis = getattr(loss, "_fn_kwargs", config).get("axis", -1)
+    if axis != -1:
         raise ValueError(
             "Only losses over the last axis have a likelihood here. "
-            f"Received: axis={config['axis']}. Move the classes to the last "
+            f"Received: axis={axis}. Move the classes to the last "
             "axis, or pass `likelihood=` yourself."
         )
     return {"from_logits": config.get("from_logits", False)}
@@ -361,7 +362,7 @@ def get(identifier: Any) -> Likelihood:
     if isinstance(identifier, Likelihood):
         return identifier
     if isinstance(identifier, dict) and "class_name" in identifier:
-        return get(keras.saving.deserialize_keras_object(identifier))
+        return get(_deserialized(identifier))
     if isinstance(identifier, (list, tuple)) and len(identifier) == 1:
         return get(identifier[0])
     if isinstance(identifier, dict) and len(identifier) == 1:
@@ -380,6 +381,16 @@ def get(identifier: Any) -> Likelihood:
         if identifier is function:
             return likelihood(**options(loss()))
     raise _unknown(identifier)
+
+
+def _deserialized(config: dict):
+    try:
+        found = keras.saving.deserialize_keras_object(config)
+    except (TypeError, ValueError):
+        raise _unknown(config) from None
+    if isinstance(found, dict):
+        raise _unknown(config)
+    return found
 
 
 def _loss_named(name: str):

@@ -81,20 +81,7 @@ class MemorizationAccuracy:
             given.
         """
         given = _correct(y[_LABEL], outputs, likelihood)
-        noisy = tf.cast(y[_IS_NOISY], given.dtype)
-        noisy = tf.broadcast_to(
-            tf.reshape(
-                noisy,
-                tf.concat(
-                    [
-                        tf.shape(noisy),
-                        [1] * max(0, given.shape.rank - noisy.shape.rank),
-                    ],
-                    axis=0,
-                ),
-            ),
-            tf.shape(given),
-        )
+        noisy = _like(tf.cast(y[_IS_NOISY], given.dtype), given)
         updates = {
             "clean_accuracy": (given, 1 - noisy),
             "noisy_accuracy": (given, noisy),
@@ -109,6 +96,15 @@ class MemorizationAccuracy:
     def reset_state(self) -> None:
         for mean in self._means.values():
             mean.reset_state()
+
+
+def _like(mask: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
+    """A mask of examples, or of their first parts, for each of `values`."""
+    while mask.shape.rank > values.shape.rank:
+        mask = tf.squeeze(mask, axis=-1)
+    while mask.shape.rank < values.shape.rank:
+        mask = tf.expand_dims(mask, axis=-1)
+    return tf.broadcast_to(mask, tf.shape(values))
 
 
 def _correct(

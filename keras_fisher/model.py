@@ -461,13 +461,10 @@ class FisherModel(keras.Model):
         def step(data):
             return self._planned_step(data, plan)
 
-        if self.run_eagerly:
+        if not self.jit_compile:
             return step
         return tf.function(
-            step,
-            jit_compile=self.jit_compile,
-            reduce_retracing=True,
-            autograph=False,
+            step, jit_compile=True, reduce_retracing=True, autograph=False
         )
 
     @property
@@ -650,17 +647,18 @@ def _repeated(one_step, count: int):
             batch = iterator.get_next_as_optional()
 
             def go_on():
-                logs, measured = one_step(batch.get_value())
-                return (
-                    i + 1,
-                    True,
-                    logs,
-                    {k: a.write(i, measured[k]) for k, a in arrays.items()},
-                )
+                return True, *one_step(batch.get_value())
 
-            return tf.cond(
-                batch.has_value(), go_on, lambda: (i, False, logs, arrays)
-            )
+            def end():
+                nothing = {
+                    key: tf.zeros(value.shape, value.dtype)
+                    for key, value in measured.items()
+                }
+                return False, logs, nothing
+
+            more, logs, found = tf.cond(batch.has_value(), go_on, end)
+            arrays = {k: a.write(i, found[k]) for k, a in arrays.items()}
+            return i + tf.cast(more, tf.int32), more, logs, arrays
 
         i, _, logs, arrays = tf.while_loop(
             lambda i, more, *_: more & (i < count),

@@ -29,6 +29,7 @@ def draw(seed: int | keras.random.SeedGenerator) -> tf.Tensor:
         state = tf.cast(seed.next(), tf.int64)
     else:
         # Any integer: its remainder is what fits.
+        seed = int(seed)
         state = tf.constant([(seed + 2**63) % 2**64 - 2**63, 0], tf.int64)
     context = tf.distribute.get_replica_context()
     if context is None or context.num_replicas_in_sync == 1:
@@ -38,32 +39,41 @@ def draw(seed: int | keras.random.SeedGenerator) -> tf.Tensor:
 
 
 def uniform(shape, seed: tf.Tensor, dtype=tf.float32) -> tf.Tensor:
-    """Draws from the multiples of 2**-24 in [0, 1), the same in any dtype."""
+    """Draws from the multiples of 2**-24 in [0, 1), the same in any dtype.
+
+    Args:
+        shape: Shape of the result.
+        seed: See `draw`.
+        dtype: `float32` or `float64`; a smaller one has not all multiples.
+
+    Returns:
+        Tensor of the given shape and dtype.
+    """
     bits = tf.random.stateless_uniform(
         shape, seed, minval=None, maxval=None, dtype=tf.uint32, alg="philox"
     )
-    leading = tf.cast(
-        tf.bitwise.right_shift(bits, tf.constant(8, tf.uint32)), tf.int32
-    )
-    return tf.cast(leading, dtype) * 2.0**-24
+    leading = tf.bitwise.right_shift(bits, tf.constant(8, tf.uint32))
+    return tf.cast(tf.cast(leading, tf.int32), dtype) * 2.0**-24
+
+
+def _centred(shape, seed: tf.Tensor) -> tf.Tensor:
+    """Draws the middle of one of 2**24 cells of (0, 1): never 0, never 1."""
+    return uniform(shape, seed, tf.float64) + 2.0**-25
 
 
 def integers(shape, bound: int, seed: tf.Tensor) -> tf.Tensor:
     """Draws integers from 0 to `bound - 1`, each as likely as the others."""
-    scaled = uniform(shape, seed, tf.float64) * bound
-    return tf.minimum(tf.cast(scaled, tf.int32), bound - 1)
+    return tf.cast(uniform(shape, seed, tf.float64) * bound, tf.int32)
 
 
 def gumbel(shape, seed: tf.Tensor, dtype=tf.float32) -> tf.Tensor:
-    """Draws from the standard Gumbel distribution."""
-    return tf.cast(-tf.math.log(-tf.math.log(uniform(shape, seed))), dtype)
+    """Draws from the standard Gumbel distribution, finite values."""
+    return tf.cast(-tf.math.log(-tf.math.log(_centred(shape, seed))), dtype)
 
 
 def normal(shape, seed: tf.Tensor, dtype=tf.float32) -> tf.Tensor:
-    """Draws from the standard normal distribution, through its quantiles."""
-    # The middle of each of the 2**24 cells keeps the quantiles finite.
-    centred = uniform(shape, seed, tf.float64) + 2.0**-25
-    return tf.cast(tf.math.ndtri(centred), dtype)
+    """Draws from the standard normal distribution, finite values."""
+    return tf.cast(tf.math.ndtri(_centred(shape, seed)), dtype)
 
 
 def permutation(size, seed: tf.Tensor) -> tf.Tensor:

@@ -594,9 +594,6 @@ def test_large_logits_stay_exact(name, dtype):
     np.testing.assert_allclose(gradient, [[1.0, -1.0], [0.0, 0.0]], atol=1e-6)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="one-hot times log p is 0 times -inf, so NaN"
-)
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_class_ruled_out_by_the_model_leaves_the_others_as_in_keras(dtype):
     # What masking with -1e9 comes to in float16.
@@ -720,16 +717,7 @@ def test_sure_labels_are_always_drawn(name):
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(
-            "categorical_p",
-            marks=pytest.mark.xfail(
-                strict=True,
-                reason="gumbel(u=0) is -inf: a sure class loses to any other",
-            ),
-        ),
-        "bernoulli_p",
-    ],
+    ["categorical_p", "bernoulli_p"],
 )
 def test_sure_labels_are_drawn_whatever_the_draw(monkeypatch, name):
     # The first and the last number that `sampling.uniform` returns.
@@ -1148,16 +1136,7 @@ def test_get_names_what_it_does_not_know(identifier, received):
 @pytest.mark.parametrize("axis", [1, 2, 0])
 @pytest.mark.parametrize(
     "loss",
-    [
-        pytest.param(
-            _SPARSE,
-            marks=pytest.mark.xfail(
-                strict=True, reason="Keras leaves axis out of this config"
-            ),
-        ),
-        _DENSE,
-        _BINARY,
-    ],
+    [_SPARSE, _DENSE, _BINARY],
     ids=lambda loss: loss.__name__,
 )
 def test_get_refuses_another_axis(loss, axis):
@@ -1172,11 +1151,6 @@ def test_get_refuses_another_axis(loss, axis):
         {"class_name": "NoSuchLikelihood"},
     ],
     ids=["without_class", "without_config"],
-)
-@pytest.mark.xfail(
-    strict=True,
-    raises=(TypeError, RecursionError),
-    reason="configs that Keras cannot read are not reported as a ValueError",
 )
 def test_get_names_a_config_it_cannot_read(identifier):
     with pytest.raises(ValueError, match="NoSuchLikelihood"):

@@ -413,11 +413,6 @@ def test_one_output_is_a_probability_unless_said_otherwise():
     assert shares == [0.5, 0.5, 1.0], shares
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=tf.errors.InvalidArgumentError,
-    reason="a mask with more axes than the accuracies is not squeezed",
-)
 @pytest.mark.parametrize("encoding", ["column", "one_hot"])
 def test_mask_may_be_a_column_as_the_labels_may(encoding):
     y, outputs = _targets((50,), (50,)), _outputs((50,))
