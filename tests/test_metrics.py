@@ -43,7 +43,7 @@ def _rng(*entropy):
         (tf.zeros(3), False),
         (None, False),
     ],
-    ids=str,
+    ids=lambda value: type(value).__name__,
 )
 def test_a_dictionary_with_labels_and_mask_is_a_noisy_target(y, expected):
     found = metrics.has_noise_mask(y)
