@@ -134,6 +134,8 @@ def test_eager_graph_and_xla_agree_in_both_precisions(name, dtype):
     model, x = networks.build(name, "float64")
     expected = _run("eager", penalty, model, x)
     model, x = networks.build(name, dtype)
+    if name == "dropout":  # Keras draws another mask in another precision.
+        expected = _run("eager", penalty, model, x)
     tolerance = 1e-9 if dtype == "float64" else 1e-4
     for mode in _MODES[1:] if dtype == "float64" else _MODES:
         if (name, mode) == ("dropout", "xla"):
