@@ -38,12 +38,12 @@ _ONLY = flags.DEFINE_list(
 
 _SIDES = {
     "keras.Model": None,
-    "no penalty, no trace": dict(trace_every=None),
+    "no penalty no trace": dict(trace_every=None),
     "trace every 10": dict(),
     "trace every 50": dict(trace_every=50),
     "FP every 1": dict(penalty=FisherPenalty(0.1)),
     "FP every 10": dict(penalty=FisherPenalty(0.1, every=10)),
-    "FP every 10, not reused": dict(
+    "FP every 10 not reused": dict(
         penalty=FisherPenalty(0.1, every=10, reuse=False)
     ),
     "FP fraction 1/8": dict(penalty=FisherPenalty(0.1, fraction=1 / 8)),

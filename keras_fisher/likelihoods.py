@@ -110,6 +110,14 @@ class Likelihood:
             outputs: Concrete (not symbolic) model outputs.
         """
 
+    def check_labels(self, y: Any, classes: int) -> None:
+        """Raises a `ValueError` where labels are none of the classes.
+
+        Args:
+            y: NumPy array of labels.
+            classes: Size of the last axis of the outputs.
+        """
+
     def get_config(self) -> dict:
         return {}
 
@@ -178,6 +186,17 @@ class Categorical(Likelihood):
         return tf.reduce_sum(
             tf.math.multiply_no_nan(log_probabilities, y), axis=-1
         )
+
+    def check_labels(self, y: Any, classes: int) -> None:
+        if not np.issubdtype(y.dtype, np.integer) or y.size == 0:
+            return
+        if y.min() < 0 or y.max() >= classes:
+            raise ValueError(
+                f"The model has {classes} classes, so labels have to be from "
+                f"0 to {classes - 1}. Received labels from {y.min()} to "
+                f"{y.max()}. Number the classes from 0, or give the model "
+                "more outputs."
+            )
 
     def check(self, outputs: Any) -> None:
         if self.from_logits:

@@ -214,6 +214,12 @@ class FisherModel(keras.Model):
         if self.model.built:
             self.optimizer.build(self.trainable_variables)
 
+    def fit(self, x=None, y=None, *args, **kwargs):
+        self._check_labels(metrics.label_of(y))
+        return super().fit(x, y, *args, **kwargs)
+
+    fit.__doc__ = keras.Model.fit.__doc__
+
     # Which steps do what.
 
     @property
@@ -373,6 +379,16 @@ class FisherModel(keras.Model):
                 f"trainable={self.model.trainable}. Unfreeze a layer before "
                 "`compile()`, or pass `penalty=None, trace_every=None`."
             )
+
+    def _check_labels(self, y) -> None:
+        """Refuses labels that XLA would take without a word."""
+        shape = getattr(self.model, "output_shape", None)
+        if (
+            isinstance(y, np.ndarray)
+            and self.likelihood is not None
+            and isinstance(shape, tuple)
+        ):
+            self.likelihood.check_labels(y, shape[-1])
 
     def _check_outputs(self, x) -> None:
         """Refuses outputs that are not what the likelihood expects.

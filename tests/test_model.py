@@ -684,6 +684,18 @@ def test_unknown_losses_are_refused_by_compile():
     _compile(FisherModel(_network(), trace_every=None), "hinge")
 
 
+@pytest.mark.parametrize("label", [-1, 3])
+@pytest.mark.parametrize("jit", [False, True])
+def test_labels_out_of_range_are_refused_before_a_step(label, jit):
+    model = _compile(FisherModel(_network(), "gradient"), jit_compile=jit)
+    y = np.append(_Y[:-1], label)
+    before = _weights(model.model)
+    for targets in (y, {"label": y, "is_noisy": y > 0}):
+        with pytest.raises(ValueError, match=rf"0 to 2.*{label}"):
+            model.fit(_X, targets, verbose=0)
+    _assert_equal(_weights(model.model), before)
+
+
 def test_frozen_models_are_refused_by_compile():
     network = _network()
     network.trainable = False
