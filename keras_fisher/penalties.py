@@ -31,6 +31,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import dataclasses
+import inspect
 import math
 import numbers
 import re
@@ -537,8 +538,12 @@ for _penalty in (
     UniformLabelPenalty,
     InputGradientPenalty,
 ):
-    _arguments = Penalty.__doc__[Penalty.__doc__.index("    Args:") :]
-    _penalty.__doc__ = _penalty.__doc__.rstrip() + "\n\n" + _arguments
+    # Cleaned of its indentation, which Python 3.13 takes away by itself.
+    _, _head, _arguments = inspect.cleandoc(Penalty.__doc__ or "").partition(
+        "Args:"
+    )
+    _own = inspect.cleandoc(_penalty.__doc__ or "")
+    _penalty.__doc__ = f"{_own}\n\n{_head}{_arguments}"
 
 _BY_NAME = {
     cls.name: cls
