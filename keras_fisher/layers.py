@@ -11,7 +11,6 @@ from keras_fisher import gradients as gradients_lib
 from keras_fisher import likelihoods
 from keras_fisher import penalties
 from keras_fisher.state import FisherState
-from keras_fisher.state import random_state_of
 
 
 @keras.saving.register_keras_serializable(package="keras_fisher")
@@ -89,9 +88,7 @@ class FisherRegularization(keras.layers.Wrapper):
         self.state = FisherState(
             likelihoods.compute_dtype(self.variable_dtype).name
         )
-        self.state.carry(
-            lambda: [self.seed_generator.state, *random_state_of(layer)]
-        )
+        self.state.carry(self.seed_generator, layer)
         self.step = self.add_weight(
             shape=(),
             dtype="int64",

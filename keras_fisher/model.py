@@ -10,6 +10,7 @@ user's.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 from typing import Any
@@ -24,7 +25,6 @@ from keras_fisher import likelihoods
 from keras_fisher import metrics
 from keras_fisher import penalties
 from keras_fisher.state import FisherState
-from keras_fisher.state import random_state_of
 
 _NOTHING, _FRESH, _REUSED = range(3)  # what a step does with the penalty
 _LONGEST_PERIOD = 100_000
@@ -159,9 +159,7 @@ class FisherModel(keras.Model):
             self.state = FisherState(
                 likelihoods.compute_dtype(self.variable_dtype).name
             )
-            self.state.carry(
-                lambda: [self.seed_generator.state, *random_state_of(model)]
-            )
+            self.state.carry(self.seed_generator, model)
 
     # As a Keras model.
 
@@ -517,6 +515,17 @@ class _Step:
             self.plan.penalize == _FRESH and self.owner.penalty.stores_gradient
         )
 
+    @contextlib.contextmanager
+    def _recorded(self):
+        """Records for the gradient of the penalty, where it is stored."""
+        if not self._stores:
+            yield
+            return
+        with self._tape:
+            for variable in self.owner.model.trainable_variables:
+                self._tape.watch(variable.value)
+            yield
+
     def forward_pass(self, x, training=True):
         owner = self.owner
         if self.plan.penalize == _FRESH:
@@ -525,14 +534,7 @@ class _Step:
             penalty = owner._probe
         else:
             return owner.model(x, training=training)
-        if self._stores:
-            with self._tape:
-                for variable in owner.model.trainable_variables:
-                    self._tape.watch(variable.value)
-                self._forward = penalty.forward(
-                    owner.model, x, seed=owner.seed_generator
-                )
-        else:
+        with self._recorded():
             self._forward = penalty.forward(
                 owner.model, x, seed=owner.seed_generator
             )
@@ -560,8 +562,8 @@ class _Step:
     def _add_fresh(self, loss, y, replicas, scale):
         owner = self.owner
 
-        def penalty():
-            return owner.penalty(
+        with self._recorded():
+            term = owner.penalty(
                 self._forward,
                 owner.likelihood,
                 y,
@@ -569,15 +571,11 @@ class _Step:
                 loss_scale=scale,
                 batches=replicas * _accumulation_steps(owner.optimizer),
             )
-
         if not self._stores:
-            term = penalty()
             added = tf.cast(term.value / replicas, loss.dtype)
             # The gradient of the penalty, and nothing of its value.
             loss += added - tf.stop_gradient(added)
         else:
-            with self._tape:
-                term = penalty()
             variables = owner.model.trainable_variables
             gradients = self._tape.gradient(
                 term.value,

@@ -531,20 +531,6 @@ class InputGradientPenalty(Penalty):
         return tf.ones_like(examples)
 
 
-# One text for the arguments that all of them share.
-for _penalty in (
-    FisherPenalty,
-    GradientPenalty,
-    UniformLabelPenalty,
-    InputGradientPenalty,
-):
-    # Cleaned of its indentation, which Python 3.13 takes away by itself.
-    _, _head, _arguments = inspect.cleandoc(Penalty.__doc__ or "").partition(
-        "Args:"
-    )
-    _own = inspect.cleandoc(_penalty.__doc__ or "")
-    _penalty.__doc__ = f"{_own}\n\n{_head}{_arguments}"
-
 _BY_NAME = {
     cls.name: cls
     for cls in (
@@ -554,6 +540,15 @@ _BY_NAME = {
         InputGradientPenalty,
     )
 }
+
+# One text for the arguments that all of them share, cleaned of its
+# indentation, which Python 3.13 takes away by itself.
+_ARGUMENTS = "".join(
+    inspect.cleandoc(Penalty.__doc__ or "").partition("Args:")[1:]
+)
+for _penalty in _BY_NAME.values():
+    _own = inspect.cleandoc(_penalty.__doc__ or "")
+    _penalty.__doc__ = f"{_own}\n\n{_ARGUMENTS}"
 
 
 def get(identifier: Any) -> Penalty | None:

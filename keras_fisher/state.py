@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import keras
 
 
@@ -37,9 +35,17 @@ class FisherState(keras.layers.Layer):
             name=name,
         )
 
-    def carry(self, random_state: Callable[[], list]) -> None:
-        """Saves and loads also the variables that a function returns."""
-        self._random_state = random_state
+    def carry(
+        self,
+        seed_generator: keras.random.SeedGenerator,
+        layer: keras.layers.Layer,
+    ) -> None:
+        """Saves and loads also the random state of these two."""
+        # In a function, since Keras would track what is an attribute.
+        self._random_state = lambda: [
+            seed_generator.state,
+            *_random_state_of(layer),
+        ]
 
     def create_gradients(self, layer: keras.layers.Layer) -> None:
         """Makes room for a gradient of each trainable variable of `layer`.
@@ -83,7 +89,7 @@ class FisherState(keras.layers.Layer):
                 variable.assign(store[name])
 
 
-def random_state_of(layer: keras.layers.Layer) -> list[keras.Variable]:
+def _random_state_of(layer: keras.layers.Layer) -> list[keras.Variable]:
     """The state of the seed generators of a layer and all in it."""
     weights = {id(variable) for variable in layer.weights}
     return [v for v in layer.variables if id(v) not in weights]

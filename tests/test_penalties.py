@@ -83,6 +83,19 @@ def _relative(actual, expected):
     return np.linalg.norm(actual - expected) / np.linalg.norm(expected)
 
 
+def _check_slope(function, model, gradients):
+    """The derivative along a direction, against differences in float64."""
+    direction = [
+        np.random.default_rng(1).normal(size=v.shape)
+        for v in model.trainable_variables
+    ]
+    slope = networks.directional_difference(
+        function, model.trainable_variables, direction
+    )
+    along = sum(np.sum(np.multiply(g, d)) for g, d in zip(gradients, direction))
+    np.testing.assert_allclose(along, slope, rtol=1e-6)
+
+
 def _check_against_brute_force(
     penalty, name, mode, groups=None, tolerance=1e-6
 ):
@@ -316,15 +329,7 @@ def test_input_gradient_penalty_equals_brute_force(name, method, mode):
 
     value, _, gradients = _run(mode, penalty, model, x)
     np.testing.assert_allclose(value, expected(), rtol=1e-9)
-    direction = [
-        np.random.default_rng(1).normal(size=v.shape)
-        for v in model.trainable_variables
-    ]
-    slope = networks.directional_difference(
-        expected, model.trainable_variables, direction
-    )
-    along = sum(np.sum(np.multiply(g, d)) for g, d in zip(gradients, direction))
-    np.testing.assert_allclose(along, slope, rtol=1e-6)
+    _check_slope(expected, model, gradients)
 
 
 def test_input_gradient_penalty_is_a_mean_over_examples():
@@ -539,15 +544,7 @@ def test_other_likelihoods_equal_brute_force(likelihood, mode):
         return 0.7 * trace / networks.BATCH
 
     np.testing.assert_allclose(value, expected(), rtol=1e-9)
-    direction = [
-        np.random.default_rng(1).normal(size=v.shape)
-        for v in model.trainable_variables
-    ]
-    slope = networks.directional_difference(
-        expected, model.trainable_variables, direction
-    )
-    along = sum(np.sum(np.multiply(g, d)) for g, d in zip(gradients, direction))
-    np.testing.assert_allclose(along, slope, rtol=1e-6)
+    _check_slope(expected, model, gradients)
 
 
 def test_tokens_are_independent_parts_of_one_example():
