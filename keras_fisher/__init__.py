@@ -5,11 +5,13 @@ from keras_fisher import callbacks
 from keras_fisher import datasets
 from keras_fisher import layers
 from keras_fisher import likelihoods
+from keras_fisher.hessian import hessian_trace
 from keras_fisher.model import FisherModel
 from keras_fisher.penalties import FisherPenalty
 from keras_fisher.penalties import GradientPenalty
 from keras_fisher.penalties import InputGradientPenalty
 from keras_fisher.penalties import UniformLabelPenalty
+from keras_fisher.traces import fisher_trace
 
 __all__ = [
     "FisherModel",
@@ -20,6 +22,8 @@ __all__ = [
     "applications",
     "callbacks",
     "datasets",
+    "fisher_trace",
+    "hessian_trace",
     "layers",
     "likelihoods",
 ]

@@ -139,7 +139,7 @@ def run(
     tapes = [second_tape, tape] if twice else [tape]
     with _recording(tapes, targets, differentiable):
         outputs = layer(run_on, training=True)
-        _check_single(outputs)
+        check_single(outputs)
         mask = keras_mask(outputs)
         part_outputs = outputs
         if rows is not None and not split:
@@ -273,7 +273,8 @@ def _take(inputs: Any, rows: tf.Tensor) -> Any:
     return keras.tree.map_structure(lambda x: tf.gather(x, rows), inputs)
 
 
-def _check_single(outputs: Any) -> None:
+def check_single(outputs: Any) -> None:
+    """Raises a `ValueError` unless a model has one output tensor."""
     if not tf.is_tensor(outputs):
         raise ValueError(
             "The Fisher information is defined here for a model with one "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence
+import math
 
 import numpy as np
 import tensorflow as tf
@@ -40,7 +41,14 @@ def vector_jacobian(
         gradients = tf.gradients(outputs, sources, grad_ys=cotangent)
     else:
         gradients = tape.gradient(outputs, sources, output_gradients=cotangent)
-    # An embedding's gradient repeats rows: they add up before the square.
+    return dense(gradients)
+
+
+def dense(gradients: Gradients) -> Gradients:
+    """Gradients as tensors; None stays.
+
+    An embedding's gradient repeats rows, which add up before the square.
+    """
     return [
         tf.convert_to_tensor(g) if isinstance(g, tf.IndexedSlices) else g
         for g in gradients
@@ -75,6 +83,28 @@ def _common_dtype(gradients: Gradients) -> tf.DType:
     if any(g is not None and g.dtype == tf.float64 for g in gradients):
         return tf.float64
     return tf.float32
+
+
+# Of a 16-bit gradient: far from the largest number, and from the smallest.
+_LARGEST_SCALED = 256.0
+
+
+def scale_for(cotangent: tf.Tensor, compute_dtype) -> tf.Tensor:
+    """The loss scale that a backward pass from `cotangent` needs.
+
+    Args:
+        cotangent: Where it starts, in 32 bits or more.
+        compute_dtype: The dtype of the layers it goes through.
+
+    Returns:
+        A power of two, of the dtype of `cotangent`; 1 for all but 16 bits.
+    """
+    if tf.as_dtype(compute_dtype).size >= 4:
+        return tf.ones([], cotangent.dtype)
+    largest = tf.reduce_max(tf.abs(cotangent))
+    tiny = tf.cast(1e-6, cotangent.dtype)
+    power = tf.math.log(_LARGEST_SCALED / tf.maximum(largest, tiny))
+    return tf.pow(tf.cast(2, cotangent.dtype), tf.floor(power / math.log(2.0)))
 
 
 def sum_over_micro_batches(

@@ -8,6 +8,7 @@ are independent parts of one example, and their log-likelihoods add up.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import math
 from typing import Any
 
@@ -26,7 +27,8 @@ def compute_dtype(dtype) -> tf.DType:
     return dtype if dtype.size >= 4 else tf.float32
 
 
-def _precise(outputs) -> tf.Tensor:
+def precise(outputs) -> tf.Tensor:
+    """Outputs in at least single precision."""
     return tf.cast(outputs, compute_dtype(outputs.dtype))
 
 
@@ -37,11 +39,30 @@ def _log(probabilities: tf.Tensor) -> tf.Tensor:
     return tf.math.log(tf.maximum(probabilities, tiny))
 
 
+def _aligned(mask: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+    """A mask of the first axes of `x`, with as many axes as `x`."""
+    missing = x.shape.rank - mask.shape.rank
+    return tf.reshape(mask, tf.concat([tf.shape(mask), [1] * missing], 0))
+
+
+def _one_by_one(entries: tf.Tensor):
+    """Factors of a diagonal matrix, given the roots of its diagonal."""
+    shape = entries.shape
+    size = math.prod(shape[1:])
+
+    def factor(k):
+        chosen = tf.one_hot(k, size, dtype=entries.dtype)
+        return entries * tf.reshape(chosen, [1, *shape[1:]])
+
+    return size, factor
+
+
 class Likelihood:
     """Base class of predictive distributions.
 
-    A subclass implements `sample`, `uniform` and `log_probability`; the
-    latter without summing over the parts of an example.
+    A subclass implements `sample`, `uniform`, `log_probability` (without
+    summing over the parts of an example) and, for `fisher_factors`,
+    `_factors`.
     """
 
     def sample(self, outputs: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
@@ -94,14 +115,71 @@ class Likelihood:
         """
         parts = -self.log_probability(y, outputs)
         if mask is not None:
-            mask = tf.cast(mask, parts.dtype)
-            missing = parts.shape.rank - mask.shape.rank
-            mask = tf.reshape(
-                mask, tf.concat([tf.shape(mask), [1] * missing], 0)
-            )
+            mask = tf.cast(_aligned(mask, parts), parts.dtype)
             # Whatever the hidden parts are, NaN included.
             parts = tf.math.multiply_no_nan(parts, mask)
         return tf.reduce_sum(parts, axis=list(range(1, parts.shape.rank)))
+
+    def score(
+        self,
+        y: tf.Tensor,
+        outputs: tf.Tensor,
+        mask: tf.Tensor | None = None,
+        weights: tf.Tensor | None = None,
+    ) -> tf.Tensor:
+        """The gradient of Σ_i w_i (-log p(y_i|x_i)) at the outputs.
+
+        Args:
+            y: Labels.
+            outputs: Model outputs, of shape `(batch, ...)`.
+            mask: As for `negative_log_likelihood`.
+            weights: w, of shape `(batch,)`; ones if None.
+
+        Returns:
+            Tensor of the shape and dtype of `outputs`.
+        """
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(outputs)
+            loss = self.negative_log_likelihood(y, outputs, mask)
+        if weights is not None:
+            weights = tf.cast(weights, loss.dtype)
+        return tape.gradient(loss, outputs, output_gradients=weights)
+
+    def fisher_factors(
+        self, outputs: tf.Tensor, mask: tf.Tensor | None = None
+    ) -> tuple[int, Callable[[tf.Tensor], tf.Tensor]]:
+        """The Fisher information at the outputs, in closed form.
+
+        For each example, with ∇ the derivative by its outputs f,
+
+            E_{ŷ~p(y|x)} [∇(-log p(ŷ|x)) ∇(-log p(ŷ|x))ᵀ] = Σ_k s_k s_kᵀ,
+
+        so that E ‖∇_θ -log p(ŷ|x)‖² = Σ_k ‖(∂f/∂θ)ᵀ s_k‖² needs one backward
+        pass for each k.
+
+        Args:
+            outputs: Model outputs, of known shape `(batch, ...)`.
+            mask: As for `negative_log_likelihood`.
+
+        Returns:
+            The number of factors, and a function of k, an `int32` scalar,
+            that returns s_k for all examples, of the shape of `outputs`, in
+            32 bits or more.
+        """
+        count, factor = self._factors(precise(outputs))
+        if mask is None:
+            return count, factor
+        mask = _aligned(mask, outputs)
+        return count, lambda k: tf.math.multiply_no_nan(
+            factor(k), tf.cast(mask, compute_dtype(outputs.dtype))
+        )
+
+    def _factors(self, outputs: tf.Tensor):
+        """`fisher_factors` of outputs in 32 bits or more, without a mask."""
+        raise NotImplementedError(
+            f"{type(self).__name__} has no closed-form Fisher information: it "
+            'implements no `_factors`. Use `estimator="monte_carlo"`.'
+        )
 
     def check(self, outputs: Any) -> None:
         """Raises a `ValueError` where outputs cannot be what is claimed.
@@ -154,12 +232,12 @@ class Categorical(Likelihood):
         self.from_logits = bool(from_logits)
 
     def _log_probabilities(self, outputs: tf.Tensor) -> tf.Tensor:
-        outputs = _precise(outputs)
+        outputs = precise(outputs)
         return tf.nn.log_softmax(outputs) if self.from_logits else _log(outputs)
 
     def sample(self, outputs: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         logits = (
-            _precise(outputs) if self.from_logits else _log(_precise(outputs))
+            precise(outputs) if self.from_logits else _log(precise(outputs))
         )
         # Gumbel-max: `tf.random.stateless_categorical` has no XLA kernel.
         noise = sampling.gumbel(tf.shape(logits), seed, logits.dtype)
@@ -186,6 +264,42 @@ class Categorical(Likelihood):
         return tf.reduce_sum(
             tf.math.multiply_no_nan(log_probabilities, y), axis=-1
         )
+
+    def _factors(self, outputs: tf.Tensor):
+        """C - 1 factors for each part of an example.
+
+        Of diag(p) - p pᵀ, the information at the logits, the Cholesky factor
+        is known: with q_j = Σ_{i>j} p_i, column j is
+        √(p_j q_j / q_{j-1}) (e_j - Σ_{i>j} (p_i / q_j) e_i), the information
+        in whether the class is j, given that none before j is. At
+        probabilities, that is divided by p.
+
+        Source: Tanabe & Sagae, *An exact Cholesky decomposition and the
+        generalized inverse of the variance-covariance matrix of the
+        multinomial distribution*, JRSS B, 1992.
+        """
+        shape = outputs.shape
+        parts, classes = math.prod(shape[1:-1]), shape[-1]
+        p = tf.nn.softmax(outputs) if self.from_logits else outputs
+        p = tf.reshape(p, [-1, parts, classes])
+        after = tf.cumsum(p, axis=-1, exclusive=True, reverse=True)
+        size = tf.sqrt(p * tf.math.divide_no_nan(after, after + p))
+
+        def factor(k):
+            j = k % (classes - 1)
+            is_class = tf.one_hot(j, classes, dtype=p.dtype)
+            # Of the classes after j.
+            share = tf.math.divide_no_nan(
+                p, tf.reduce_sum(after * is_class, -1, keepdims=True)
+            ) * tf.cast(tf.range(classes) > j, p.dtype)
+            column = is_class - share
+            column *= tf.reduce_sum(size * is_class, -1, keepdims=True)
+            if not self.from_logits:
+                column = tf.math.divide_no_nan(column, p)
+            is_part = tf.one_hot(k // (classes - 1), parts, dtype=p.dtype)
+            return tf.reshape(column * is_part[None, :, None], shape)
+
+        return parts * (classes - 1), factor
 
     def check_labels(self, y: Any, classes: int) -> None:
         if not np.issubdtype(y.dtype, np.integer) or y.size == 0:
@@ -233,7 +347,7 @@ class Bernoulli(Likelihood):
         self.from_logits = bool(from_logits)
 
     def sample(self, outputs: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        outputs = tf.stop_gradient(_precise(outputs))
+        outputs = tf.stop_gradient(precise(outputs))
         p = tf.sigmoid(outputs) if self.from_logits else outputs
         draws = sampling.uniform(tf.shape(p), seed, p.dtype)
         return tf.cast(draws < p, p.dtype)
@@ -243,13 +357,21 @@ class Bernoulli(Likelihood):
         return tf.cast(draws < 0.5, compute_dtype(outputs.dtype))
 
     def log_probability(self, y: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
-        outputs = _precise(outputs)
+        outputs = precise(outputs)
         y = tf.reshape(tf.cast(y, outputs.dtype), tf.shape(outputs))
         if self.from_logits:
             yes, no = -tf.nn.softplus(-outputs), -tf.nn.softplus(outputs)
         else:
             yes, no = _log(outputs), _log(1 - outputs)
         return y * yes + (1 - y) * no
+
+    def _factors(self, outputs: tf.Tensor):
+        # The variance of a yes, p (1 - p), at the logit; 1 over it at p.
+        if self.from_logits:
+            p = tf.sigmoid(outputs)
+            return _one_by_one(tf.sqrt(p * tf.sigmoid(-outputs)))
+        variance = outputs * (1 - outputs)
+        return _one_by_one(tf.math.divide_no_nan(1.0, tf.sqrt(variance)))
 
     def check(self, outputs: Any) -> None:
         if self.from_logits:
@@ -288,7 +410,7 @@ class Gaussian(Likelihood):
         self.stddev = float(stddev)
 
     def sample(self, outputs: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        mean = tf.stop_gradient(_precise(outputs))
+        mean = tf.stop_gradient(precise(outputs))
         noise = sampling.normal(tf.shape(mean), seed, mean.dtype)
         return mean + self.stddev * noise
 
@@ -300,11 +422,14 @@ class Gaussian(Likelihood):
         )
 
     def log_probability(self, y: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
-        outputs = _precise(outputs)
+        outputs = precise(outputs)
         y = tf.reshape(tf.cast(y, outputs.dtype), tf.shape(outputs))
         scaled = (y - outputs) / self.stddev
         constant = math.log(self.stddev) + 0.5 * math.log(2 * math.pi)
         return -0.5 * tf.square(scaled) - constant
+
+    def _factors(self, outputs: tf.Tensor):
+        return _one_by_one(tf.ones_like(outputs) / self.stddev)
 
     def get_config(self) -> dict:
         return {"stddev": self.stddev}

@@ -248,7 +248,7 @@ class Penalty:
         loss_scale = tf.cast(loss_scale, dtype)
 
         def gradient(tape, outputs, targets, weights):
-            score = _score(likelihood, labels, outputs, weights, forward.mask)
+            score = likelihood.score(labels, outputs, forward.mask, weights)
             return gradients_lib.vector_jacobian(tape, outputs, targets, score)
 
         micro_batch = self._micro_batch_function(forward, gradient, loss_scale)
@@ -409,15 +409,6 @@ class Penalty:
             f"{k}={v!r}" for k, v in self.get_config().items()
         )
         return f"{type(self).__name__}({arguments})"
-
-
-def _score(likelihood, labels, outputs, weights, mask) -> tf.Tensor:
-    """The gradient of Σ_i w_i (-log p(y_i|x_i)) at the outputs."""
-    with tf.GradientTape(watch_accessed_variables=False) as tape:
-        tape.watch(outputs)
-        loss = likelihood.negative_log_likelihood(labels, outputs, mask)
-    weights = tf.cast(weights, loss.dtype)
-    return tape.gradient(loss, outputs, output_gradients=weights)
 
 
 @keras.saving.register_keras_serializable(package="keras_fisher")

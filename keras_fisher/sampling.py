@@ -38,21 +38,66 @@ def draw(seed: int | keras.random.SeedGenerator) -> tf.Tensor:
     return state + tf.stack([replica * _REPLICA_STRIDE, 0])
 
 
+def start(seed: int | None) -> int:
+    """The integer given, or a random one.
+
+    A random one follows `keras.utils.set_random_seed`.
+    """
+    source = keras.random.SeedGenerator() if seed is None else seed
+    return int(draw(source)[0])
+
+
+def from_example(seed: tf.Tensor, first) -> tf.Tensor:
+    """A seed for part of a larger set of examples.
+
+    What is drawn with it has one row for each example, and the row of an
+    example is the same whatever the part that it is drawn in.
+
+    Args:
+        seed: `int64` tensor of shape `(2,)`, see `draw`.
+        first: Position in the whole set of the part's first example.
+
+    Returns:
+        An `int64` tensor of shape `(3,)`, to be used like a seed.
+    """
+    return tf.concat([seed, [tf.cast(first, tf.int64)]], axis=0)
+
+
+def _bits(shape, seed: tf.Tensor) -> tf.Tensor:
+    """Draws `uint32` integers, all of their bits random."""
+    if seed.shape[0] == 2:
+        return tf.random.stateless_uniform(
+            shape, seed, minval=None, maxval=None, dtype=tf.uint32, alg="philox"
+        )
+    # The generator makes four integers for each count; a row starts a new one.
+    shape = tf.convert_to_tensor(shape)
+    counts = (tf.reduce_prod(shape[1:]) + 3) // 4
+    key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=seed[:2])
+    skipped = tf.cast(seed[2] * tf.cast(counts, tf.int64), tf.uint64)
+    bits = tf.raw_ops.StatelessRandomUniformFullIntV2(
+        shape=tf.stack([shape[0], 4 * counts]),
+        key=key,
+        counter=counter + tf.stack([skipped, tf.zeros_like(skipped)]),
+        alg=1,  # Philox
+        dtype=tf.uint32,
+    )
+    return tf.reshape(bits[:, : tf.reduce_prod(shape[1:])], shape)
+
+
 def uniform(shape, seed: tf.Tensor, dtype=tf.float32) -> tf.Tensor:
     """Draws from the multiples of 2**-24 in [0, 1), the same in any dtype.
 
     Args:
         shape: Shape of the result.
-        seed: See `draw`.
+        seed: See `draw` and `from_example`.
         dtype: `float32` or `float64`; a smaller one has not all multiples.
 
     Returns:
         Tensor of the given shape and dtype.
     """
-    bits = tf.random.stateless_uniform(
-        shape, seed, minval=None, maxval=None, dtype=tf.uint32, alg="philox"
+    leading = tf.bitwise.right_shift(
+        _bits(shape, seed), tf.constant(8, tf.uint32)
     )
-    leading = tf.bitwise.right_shift(bits, tf.constant(8, tf.uint32))
     return tf.cast(tf.cast(leading, tf.int32), dtype) * 2.0**-24
 
 
