@@ -11,6 +11,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_fisher import checks
+
 # Shorter work shows no progress bar.
 _SECONDS_WITHOUT_BAR = 2.0
 
@@ -53,11 +55,9 @@ class Batches:
         batch_size: int | None = None,
         verbose: str | int = "auto",
     ):
-        if verbose not in (0, 1, "auto"):
-            raise ValueError(
-                '`verbose` must be 0, 1 or "auto". '
-                f"Received: verbose={verbose!r}"
-            )
+        checks.choice("verbose", verbose, (0, 1, "auto"))
+        if batch_size is not None:
+            checks.integer("batch_size", batch_size, 1)
         self._verbose = verbose
         self._arrays = None
         if isinstance(x, tf.data.Dataset):
@@ -73,8 +73,8 @@ class Batches:
         else:
             self._arrays = _tensors((x, y))
             self._examples = _common_size(self._arrays)
-            self._batch_size = batch_size or self._examples
-            self._count = -(-self._examples // max(1, self._batch_size))
+            self._batch_size = batch_size or max(1, self._examples)
+            self._count = -(-self._examples // self._batch_size)
         self._read = self._batches()
         self.first = next(self._read, None)
         if self.first is None:

@@ -12,10 +12,11 @@ import numpy as np
 import tensorflow as tf
 
 from keras_fisher import batches as batches_lib
+from keras_fisher import checks
 from keras_fisher import compilation
 from keras_fisher import gradients as gradients_lib
+from keras_fisher import likelihoods
 from keras_fisher import metrics
-from keras_fisher import penalties
 from keras_fisher import sampling
 from keras_fisher import second_derivatives
 from keras_fisher.estimates import Estimate
@@ -82,26 +83,37 @@ def hessian_trace(
         ValueError: If an argument is not as described, if there is no loss,
             or if the model has no trainable variable.
     """
-    penalties.check_integer("num_probes", num_probes, 1)
-    if tolerance is not None and not 0 < tolerance < math.inf:
-        raise ValueError(
-            "`tolerance` must be a positive number or None. "
-            f"Received: tolerance={tolerance!r}"
+    checks.integer("num_probes", num_probes, 1)
+    if tolerance is not None:
+        checks.number(
+            "tolerance",
+            tolerance,
+            lambda t: 0 < t < math.inf,
+            "a positive, finite number or None",
         )
+    if seed is not None:
+        checks.integer("seed", seed, 0)
     batches = batches_lib.Batches(x, y, batch_size, verbose)
     prepare(model, batches.first[0])
+    if batches.first[1] is None:
+        raise ValueError(
+            "No labels were given, but the loss needs them. Pass `y`, or a "
+            "data set of `(x, y)`."
+        )
     loss_of = _loss_function(model, loss)
     measure = compilation.kept(
         model,
         ("hessian_trace", id(loss), id(getattr(model, "loss", None))),
         lambda: _Curvature(model, loss_of),
     )
+    check_labels = _label_check(model, loss, batches.first[0])
     seed = sampling.start(seed)
     samples = np.zeros([0])
     while len(samples) < num_probes:
         count = min(_MOST_TOGETHER, num_probes - len(samples))
         total, examples = np.zeros([count]), 0
         for k, batch in enumerate(batches):
+            check_labels(batch[1])
             size = batches_lib.size_of(batch[0])
             of_batch = tf.constant([seed, len(samples) + (k << 32)], tf.int64)
             total += size * measure(*batch, of_batch, count)
@@ -274,6 +286,20 @@ def _step(weights: list) -> tf.Tensor:
     typical = tf.sqrt(tf.cast(squares, dtype) / size)
     unit = np.finfo(dtype.as_numpy_dtype).eps
     return unit ** (1 / 3) * (0.1 + typical)
+
+
+def _label_check(model: Any, loss: Any, x: Any) -> Callable:
+    """Function that refuses labels which the loss cannot take."""
+    try:
+        loss = model.loss if loss is None else loss
+        likelihood = likelihoods.get(loss)
+    except ValueError:
+        # Other losses are free to take any labels.
+        return lambda y: None
+    classes = model(batches_lib.part(x, 0, 1), training=False).shape[-1]
+    return lambda y: likelihood.check_labels(
+        np.asarray(metrics.label_of(y)), classes
+    )
 
 
 def _loss_function(model: Any, loss: Any) -> Callable:

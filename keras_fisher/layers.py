@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from keras_fisher import checks
 from keras_fisher import gradients as gradients_lib
 from keras_fisher import likelihoods
 from keras_fisher import penalties
@@ -82,7 +83,7 @@ class FisherRegularization(keras.layers.Wrapper):
             )
         self.likelihood = likelihoods.get(likelihood)
         if seed is not None:
-            penalties.check_integer("seed", seed, 0)
+            checks.integer("seed", seed, 0)
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.state = FisherState(

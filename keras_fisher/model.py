@@ -20,6 +20,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_fisher import checks
 from keras_fisher import gradients as gradients_lib
 from keras_fisher import likelihoods
 from keras_fisher import metrics
@@ -135,9 +136,9 @@ class FisherModel(keras.Model):
     ):
         _check_wrappable(model)
         if trace_every is not None:
-            penalties.check_integer("trace_every", trace_every, 1)
+            checks.integer("trace_every", trace_every, 1)
         if seed is not None:
-            penalties.check_integer("seed", seed, 0)
+            checks.integer("seed", seed, 0)
         kwargs.setdefault("dtype", model.dtype_policy)
         super().__init__(**kwargs)
         self.model = model

@@ -40,6 +40,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from keras_fisher import checks
 from keras_fisher import forward as forward_lib
 from keras_fisher import gradients as gradients_lib
 from keras_fisher import likelihoods
@@ -106,26 +107,22 @@ class Penalty:
         exclude: str | Sequence[str] = (),
     ):
         exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
-        _check_number(
+        checks.number(
             "alpha",
             alpha,
             lambda a: 0 <= a < math.inf,
             "a finite number of at least 0",
         )
-        _check_number(
+        checks.number(
             "fraction", fraction, lambda f: 0 < f <= 1, "a number in (0, 1]"
         )
-        check_integer("every", every, 1)
-        check_integer("start", start, 0)
+        checks.integer("every", every, 1)
+        checks.integer("start", start, 0)
         if stop is not None:
-            check_integer("stop", stop, start + 1, "larger than `start`")
+            checks.integer("stop", stop, start + 1, "larger than `start`")
         if micro_batch_size is not None:
-            check_integer("micro_batch_size", micro_batch_size, 1)
-        if method not in _METHODS:
-            raise ValueError(
-                f"`method` must be one of {_METHODS}. "
-                f"Received: method={method!r}"
-            )
+            checks.integer("micro_batch_size", micro_batch_size, 1)
+        checks.choice("method", method, _METHODS)
         self.alpha = float(alpha)
         self.fraction = float(fraction)
         self.every = int(every)
@@ -603,30 +600,3 @@ def _compiled(pattern: str) -> re.Pattern:
             "`exclude` takes regular expressions that are searched for in "
             f"variable paths. Received: {pattern!r} ({error})"
         ) from None
-
-
-def _check_number(name, value, allowed, description) -> None:
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, numbers.Real)
-        or not allowed(value)
-    ):
-        raise ValueError(
-            f"`{name}` must be {description}. Received: {name}={value!r}"
-        )
-
-
-def check_integer(
-    name: str, value: Any, minimum: int, description: str | None = None
-) -> None:
-    """Raises a `ValueError` unless `value` is an integer >= `minimum`."""
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, numbers.Integral)
-        or value < minimum
-    ):
-        raise ValueError(
-            f"`{name}` must be an integer "
-            f"{description or f'of at least {minimum}'}. "
-            f"Received: {name}={value!r}"
-        )

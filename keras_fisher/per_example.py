@@ -261,6 +261,8 @@ def _examples_first(x: tf.Tensor, axis: Axis, batch: int, block_major: bool):
 def _is_block_major(x: tf.Tensor) -> bool:
     # Dilated convolutions cut each example up, and put the first pieces of
     # all examples before the second ones.
+    while x.op.type in ("ExpandDims", "Identity", "Squeeze"):
+        x = x.op.inputs[0]
     return x.op.type == "SpaceToBatchND"
 
 
@@ -761,6 +763,12 @@ class Recording:
         scales = tf.cast(tf.stack(scales), self._dtype)
         return tf.transpose(norms, [1, 0, 2]) / scales[:, None, None] ** 2
 
+    def fast_totals(self, cotangent: tf.Tensor) -> tf.Tensor:
+        """‖g_i‖² of each example over all variables that are not `slow`."""
+        cotangent = tf.cast(cotangent, self.outputs.dtype)
+        norms = self._fast_norms([cotangent])
+        return tf.add_n([tf.cast(n[:, 0], self._dtype) for n in norms])
+
     def _fast_norms(self, cotangents: list) -> list:
         """For each variable, of shape `(batch, cotangents)`; zero if slow."""
         fast = [i for i, rule in enumerate(self._rules) if rule is not None]
@@ -888,7 +896,7 @@ def _disagreeing(layer, x, layout, training, slow) -> frozenset[int]:
             tf.sin(1.0 + tf.range(shape.num_elements(), dtype=tf.float32)),
             shape,
         )
-        totals = tf.reduce_sum(recording.squared_norms(cotangent)[0], axis=1)
+        totals = recording.fast_totals(cotangent)
         chosen = tf.one_hot(tf.argmax(totals), shape[0])
         cotangent *= tf.reshape(chosen, [-1] + [1] * (shape.rank - 1))
         ours = recording.squared_norms(cotangent)[0]

@@ -12,12 +12,12 @@ import numpy as np
 import tensorflow as tf
 
 from keras_fisher import batches as batches_lib
+from keras_fisher import checks
 from keras_fisher import compilation
 from keras_fisher import forward as forward_lib
 from keras_fisher import gradients as gradients_lib
 from keras_fisher import likelihoods
 from keras_fisher import metrics
-from keras_fisher import penalties
 from keras_fisher import per_example
 from keras_fisher import sampling
 from keras_fisher.estimates import Estimate
@@ -116,14 +116,16 @@ def fisher_trace(
     keras_fisher.fisher_trace(model, dataset, by="layer")["conv1"]
     ```
     """
-    _check_choice("estimator", estimator, _ESTIMATORS)
-    _check_choice("by", by, _BY)
-    penalties.check_integer("num_samples", num_samples, 1)
+    checks.choice("estimator", estimator, _ESTIMATORS)
+    checks.choice("by", by, _BY)
+    checks.integer("num_samples", num_samples, 1)
     if estimator == "batch" and by == "example":
         raise ValueError(
             '`estimator="batch"` computes no gradients of single examples. '
             'Received: by="example". Use `estimator="monte_carlo"`.'
         )
+    if seed is not None:
+        checks.integer("seed", seed, 0)
     batches = batches_lib.Batches(x, y, batch_size, verbose)
     likelihood = likelihood_of(model, likelihood)
     prepare(model, batches.first[0])
@@ -411,13 +413,6 @@ def _given(y: Any) -> tf.Tensor:
             '`estimator="monte_carlo"`, which draws labels from the model.'
         )
     return tf.convert_to_tensor(y)
-
-
-def _check_choice(name: str, value: Any, allowed: tuple) -> None:
-    if value not in allowed:
-        raise ValueError(
-            f"`{name}` must be one of {allowed}. Received: {name}={value!r}"
-        )
 
 
 def likelihood_of(model: Any, likelihood: Any) -> Likelihood:

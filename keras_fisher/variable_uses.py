@@ -199,10 +199,10 @@ def find(
             layout.may_vary(output) for output in operation.outputs
         ):
             for k in hits:
-                way = ways[_key(operation.inputs[k])]
-                if not way.known or len(operation.outputs) != 1:
+                use = _use(operation, k, ways[_key(operation.inputs[k])])
+                if use is None:
                     return None
-                uses.append(_use(operation, k, way))
+                uses.append(use)
         else:
             way = _next(
                 operation, [ways[_key(operation.inputs[k])] for k in hits]
@@ -249,17 +249,23 @@ def _next(operation: tf.Operation, ways: list[_Way]) -> _Way:
     return _Way(known=False)
 
 
-def _use(operation: tf.Operation, operand: int, way: _Way) -> Use:
+def _use(operation: tf.Operation, operand: int, way: _Way) -> Use | None:
     kind, inputs, attribute = (
         operation.type,
         tuple(operation.inputs),
         operation.get_attr,
     )
     if kind in ("PartitionedCall", "StatefulPartitionedCall"):
-        attributes = _convolution_called(operation)
-        if attributes is not None:
-            kind, attribute = "Convolution", attributes.__getitem__
-            inputs, operand = (inputs[1 - operand], inputs[operand]), 1
+        # Further outputs of a call are there for its derivative.
+        attributes = _convolution_called(operation, operand)
+        if attributes is None:
+            return None
+        kind, attribute = "Convolution", attributes.__getitem__
+        inputs, operand = (inputs[1 - operand], inputs[operand]), 1
+    elif len(operation.outputs) != 1:
+        return None
+    if not way.known:
+        return None
     return Use(
         kind=kind,
         inputs=inputs,
@@ -280,7 +286,7 @@ _AROUND_CONVOLUTION = _SAME | {
 }
 
 
-def _convolution_called(operation: tf.Operation) -> dict | None:
+def _convolution_called(operation: tf.Operation, operand: int) -> dict | None:
     """The attributes of the convolution that a call is, if it is just one.
 
     Keras compiles grouped convolutions into functions of their own on CPUs.

@@ -216,3 +216,36 @@ def directional_difference(function, variables, direction, step=1e-5):
     near, far = at(step) - at(-step), at(2 * step) - at(-2 * step)
     at(0.0)
     return (8 * near - far) / (12 * step)
+
+
+def squared_norms(model, x, likelihood, labels) -> np.ndarray:
+    """‖g_i‖² of each example and variable, from batches of one example.
+
+    Args:
+        model: A network, in inference mode.
+        x: The whole batch.
+        likelihood: Of the outputs.
+        labels: Of all examples.
+    """
+    norms = []
+    for i in range(len(labels)):
+        one = keras.tree.map_structure(lambda a, i=i: a[i : i + 1], x)
+        with tf.GradientTape() as tape:
+            outputs = model(one, training=False)
+            loss = likelihood.negative_log_likelihood(
+                labels[i : i + 1],
+                outputs,
+                getattr(outputs, "_keras_mask", None),
+            )
+        gradients = tape.gradient(
+            loss,
+            model.trainable_variables,
+            unconnected_gradients=tf.UnconnectedGradients.ZERO,
+        )
+        norms.append(
+            [
+                np.sum(np.square(tf.convert_to_tensor(g), dtype="float64"))
+                for g in gradients
+            ]
+        )
+    return np.array(norms)

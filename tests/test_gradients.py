@@ -92,3 +92,24 @@ def test_difference_step_moves_by_a_share_of_the_parameters():
         moved = float(step) * float(tf.norm(direction[0]))
         expected = 0.1 * np.sqrt(np.finfo("float32").eps) * 51
         np.testing.assert_allclose(moved, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("largest", [1e-3, 1.0, 500.0])
+def test_scale_is_a_power_of_two_for_16_bits_alone(largest):
+    cotangent = tf.constant([largest / 3, -largest])
+    for dtype in ("float16", "bfloat16"):
+        scale = float(gradients.scale_for(cotangent, dtype))
+        assert np.log2(scale) == round(np.log2(scale))
+        assert 128 <= scale * largest <= 256
+    assert gradients.scale_for(cotangent, "float32") == 1
+    nothing = gradients.scale_for(tf.zeros([2]), "float16")
+    assert np.isfinite(nothing)
+
+
+def test_dense_adds_repeated_rows():
+    rows = tf.IndexedSlices(
+        tf.constant([[1.0], [2.0]]), tf.constant([1, 1]), tf.constant([3, 1])
+    )
+    found = gradients.dense([None, rows])
+    assert found[0] is None
+    np.testing.assert_array_equal(found[1], [[0.0], [3.0], [0.0]])

@@ -896,6 +896,75 @@ def test_uniform_labels_give_another_second_moment_than_the_fisher():
     _assert_mean(score, p - 1 / 3, "mean score")
 
 
+@pytest.mark.parametrize("mode", ["graph", "xla"])
+@pytest.mark.parametrize("name", _FISHER)
+def test_fisher_factors_are_roots_of_the_fisher_information(name, mode):
+    """At the logits, through the link, also of two parts of an example."""
+    likelihood, link, fisher = _FISHER[name]
+    z = np.array([[0.3, -1.2, 1.4], [-2.0, 0.0, 3.0]])
+
+    def factors(logits):
+        with tf.GradientTape(persistent=True) as tape:
+            tape.watch(logits)
+            outputs = link(logits)
+        count, factor = likelihood.fisher_factors(outputs)
+        return tf.stack(
+            [
+                tape.gradient(outputs, logits, output_gradients=factor(k))
+                for k in range(count)
+            ]
+        )
+
+    found = _compiled(factors, mode)(tf.constant(z[None])).numpy()
+    per_part = 2 if "categorical" in name else 3
+    assert len(found) == 2 * per_part
+    found = found.reshape(len(found), 6)
+    expected = np.zeros([6, 6])
+    expected[:3, :3], expected[3:, 3:] = fisher(z[0]), fisher(z[1])
+    np.testing.assert_allclose(found.T @ found, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("from_logits", [True, False])
+def test_factors_of_certain_answers_are_finite(from_logits):
+    outputs = tf.constant([[200.0, -200.0, -200.0], [-200.0, -200.0, 200.0]])
+    if not from_logits:
+        outputs = tf.nn.softmax(outputs)
+    for likelihood in (Categorical(from_logits), Bernoulli(from_logits)):
+        count, factor = likelihood.fisher_factors(outputs)
+        for k in range(count):
+            assert np.isfinite(factor(k)).all(), (likelihood, k)
+
+
+def test_factors_of_masked_parts_are_zero():
+    outputs = tf.ones([1, 2, 3])
+    mask = tf.constant([[True, False]])
+    count, factor = Categorical().fisher_factors(outputs, mask)
+    factors = np.stack([factor(k) for k in range(count)])
+    assert np.abs(factors[:, :, 0]).max() > 0
+    assert np.abs(factors[:, :, 1]).max() == 0
+
+
+def test_a_likelihood_of_ones_own_says_that_it_has_no_factors():
+    class Own(likelihoods.Likelihood):
+        pass
+
+    with pytest.raises(NotImplementedError, match="monte_carlo"):
+        Own().fisher_factors(tf.ones([1, 2]))
+
+
+@pytest.mark.parametrize("name", _FISHER)
+def test_score_is_the_derivative_of_weighted_examples(name):
+    likelihood, link, _ = _FISHER[name]
+    outputs = link(tf.constant([[0.3, -1.2, 1.4], [0.1, 0.2, 0.3]]))
+    y = likelihood.sample(outputs, sampling.draw(1))
+    weights = tf.constant([2.0, 0.5])
+    expected = _gradient(
+        lambda o: weights * likelihood.negative_log_likelihood(y, o), outputs
+    )
+    score = likelihood.score(y, outputs, weights=weights)
+    np.testing.assert_allclose(score, expected, rtol=1e-6)
+
+
 # --- uniform labels -----------------------------------------------------
 
 

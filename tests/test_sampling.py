@@ -538,3 +538,42 @@ def test_each_order_is_as_likely_as_the_others():
     assert len(counts) == math.factorial(4), f"{len(counts)} orders of 24"
     p = stats.chisquare(counts).pvalue
     assert p > 1e-3, f"chi-squared p-value {p:.2g}"
+
+
+# --- parts of a larger set of examples -----------------------------------
+
+
+@pytest.mark.parametrize("row", [(), (1,), (3,), (4,), (2, 5)])
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_an_example_draws_the_same_in_any_part(row, jit_compile):
+    seed = sampling.draw(5)
+
+    @tf.function(jit_compile=jit_compile)
+    def draws(first, count):
+        part = sampling.from_example(seed, first)
+        return sampling.uniform([count, *row], part)
+
+    whole = draws(0, 50).numpy()
+    for first, count in ((0, 7), (7, 1), (8, 42)):
+        part = draws(first, count)
+        np.testing.assert_array_equal(part, whole[first : first + count])
+    assert len(np.unique(whole)) == whole.size
+
+
+def test_draws_of_many_parts_are_uniform():
+    parts = [
+        sampling.uniform([100, 3], sampling.from_example(sampling.draw(0), k))
+        for k in range(0, 10_000, 100)
+    ]
+    draws = np.concatenate(parts)
+    assert stats.kstest(draws.ravel(), "uniform").pvalue > 1e-3
+    assert abs(np.corrcoef(draws[:-1, 0], draws[1:, 0])[0, 1]) < 0.05
+
+
+def test_start_follows_the_seed_of_keras():
+    assert sampling.start(7) == 7
+    starts = []
+    for seed in (1, 1, 2):
+        keras.utils.set_random_seed(seed)
+        starts.append(sampling.start(None))
+    assert starts[0] == starts[1] != starts[2]
