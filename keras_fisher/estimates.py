@@ -18,7 +18,7 @@ class Estimate(float):
             for figures without a random part, NaN where nothing is known.
 
     Example:
-    >>> trace = keras_fisher.traces.Estimate(331.0, standard_error=1.5)
+    >>> trace = keras_fisher.estimates.Estimate(331.0, standard_error=1.5)
     >>> trace, 2 * trace, trace.standard_error
     (331 ± 1.5, 662.0, 1.5)
     """

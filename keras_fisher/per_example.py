@@ -94,8 +94,8 @@ class _Products:
         self._is_shared = all(use.left_is_fixed for use in uses)
         explicit = rows * columns * first.width
         if first.blocks > 1:
-            # Each block of columns is a copy.
-            explicit *= 2
+            # Each block of columns is a copy, made once for all passes.
+            explicit *= 1 + 1 / passes
         gram_left = rows**2 * columns / (passes if self._is_shared else 1)
         self._by_gram = gram_left + rows**2 * first.width < explicit
         self._kept = None
@@ -509,8 +509,6 @@ def _broadcast(use: Use, layout: Layout, passes: int) -> Callable | None:
 
 def _lookup(use: Use, layout: Layout, passes: int) -> tuple | None:
     """Rows picked by indices."""
-    if use.kind == "ResourceGather":
-        return None
     indices = use.inputs[1]
     axis = layout.axis(indices)
     if (
@@ -619,7 +617,7 @@ def layout_for(layer: keras.layers.Layer, x: Any, training: bool) -> Layout:
 
     @tf.function(autograph=False)
     def traced(x):
-        return _run(layer, x, training).outputs
+        return recorded_call(layer, x, training).outputs
 
     more = keras.tree.map_structure(
         lambda t: tf.TensorSpec([batch_size + 1, *t.shape[1:]], t.dtype), x
@@ -628,7 +626,7 @@ def layout_for(layer: keras.layers.Layer, x: Any, training: bool) -> Layout:
     return Layout(batch_size, variable_uses.shapes_by_operation(graph))
 
 
-class _Run(NamedTuple):
+class Call(NamedTuple):
     """A recorded call, from copies of the weights and inputs to outputs."""
 
     weights: list
@@ -638,7 +636,12 @@ class _Run(NamedTuple):
     tape: tf.GradientTape
 
 
-def _run(layer: keras.layers.Layer, x: Any, training: bool) -> _Run:
+def recorded_call(layer: keras.layers.Layer, x: Any, training: bool) -> Call:
+    """Calls a layer on copies of its weights and inputs, on a tape.
+
+    Raises:
+        ValueError: If the layer has more than one output.
+    """
     # Operations get the same names whenever this comes first in a graph, by
     # which `Layout` finds them again.
     weights = [tf.identity(v.value) for v in layer.trainable_variables]
@@ -649,7 +652,7 @@ def _run(layer: keras.layers.Layer, x: Any, training: bool) -> _Run:
             tape.watch(weight)
         outputs, scope = call(layer, weights, x, training)
     forward_lib.check_single(outputs)
-    return _Run(weights, x, outputs, scope, tape)
+    return Call(weights, x, outputs, scope, tape)
 
 
 class Recording:
@@ -688,20 +691,20 @@ class Recording:
         one_by_one: frozenset[int] = frozenset(),
     ):
         self._layer, self._x, self._training = layer, x, training
-        run = _run(layer, x, training)
-        self._weights, self._tape = run.weights, run.tape
-        self.outputs = run.outputs
+        recorded = recorded_call(layer, x, training)
+        self._weights, self._tape = recorded.weights, recorded.tape
+        self.outputs = recorded.outputs
         self.mask = forward_lib.keras_mask(self.outputs)
         self._batch_size = layout.batch_size
         self._dtype = likelihoods.compute_dtype(layer.variable_dtype)
-        self._analyse(run, layout, passes, one_by_one)
+        self._analyse(recorded, layout, passes, one_by_one)
 
-    def _analyse(self, run, layout, passes, one_by_one):
+    def _analyse(self, recorded, layout, passes, one_by_one):
         operations = self.outputs.graph.get_operations()
         varying = variable_uses.dependent_on(
-            keras.tree.flatten(run.x), operations
+            keras.tree.flatten(recorded.x), operations
         )
-        _check_statistics(self._layer, run.scope, varying)
+        _check_statistics(self._layer, recorded.scope, varying)
         self._uses, self._rules = [], []
         for i, weight in enumerate(self._weights):
             uses = variable_uses.find(weight, self.outputs, varying, layout)

@@ -1,4 +1,4 @@
-"""Tr(F) and Tr(H): measurements of a model on data, with their errors."""
+"""Tr(F): the trace of the Fisher Information Matrix of a model on data."""
 
 from __future__ import annotations
 
@@ -112,8 +112,12 @@ def fisher_trace(
 
     Example:
     ```python
-    keras_fisher.fisher_trace(model, x)                     # 331 ± 2.1
-    keras_fisher.fisher_trace(model, dataset, by="layer")["conv1"]
+    trace = keras_fisher.fisher_trace(model, x)
+    print(trace, trace.standard_error)
+    for layer, share in keras_fisher.fisher_trace(
+        model, dataset, by="layer"
+    ).items():
+        print(layer, share / trace)
     ```
     """
     checks.choice("estimator", estimator, _ESTIMATORS)
@@ -133,7 +137,13 @@ def fisher_trace(
     sums = Sums(model.trainable_variables, by)
     measure = compilation.kept(
         model,
-        ("fisher_trace", repr(likelihood), estimator, bool(training)),
+        (
+            "fisher_trace",
+            type(likelihood),
+            repr(likelihood),
+            estimator,
+            bool(training),
+        ),
         lambda: _Measure(model, likelihood, estimator, bool(training)),
     )
     seed = sampling.start(seed)
@@ -314,18 +324,9 @@ class _WholeBatch:
     """
 
     def __init__(self, model, x: Any, training: bool):
-        self._weights = [
-            tf.identity(v.value) for v in model.trainable_variables
-        ]
-        self._tape = tf.GradientTape(
-            persistent=True, watch_accessed_variables=False
-        )
-        with self._tape:
-            for weight in self._weights:
-                self._tape.watch(weight)
-            self.outputs, _ = per_example.call(
-                model, self._weights, x, training
-            )
+        call = per_example.recorded_call(model, x, training)
+        self._weights, self._tape = call.weights, call.tape
+        self.outputs = call.outputs
         self.mask = forward_lib.keras_mask(self.outputs)
         self._compute_dtype = model.compute_dtype
         self._size = batches_lib.size_of(x)
@@ -356,21 +357,32 @@ def _with_pairs(x: Any, seed: tf.Tensor) -> tuple[Any, tf.Tensor]:
     ), rows
 
 
-def _groups_of(count: int) -> tuple[int, int]:
-    """How many passes stand together, and how often."""
+def _in_groups(cotangent: Callable, count: int, recording):
+    """Cuts passes into groups of one size, the last one running over.
+
+    Returns:
+        The number of groups, their size, and a function of the number of a
+        group that returns the squared norms of its passes.
+    """
     groups = math.ceil(count / _MOST_TOGETHER)
-    return groups, math.ceil(count / groups)
+    together = math.ceil(count / groups)
+
+    def norms(group):
+        return recording.squared_norms(
+            *[cotangent(group * together + j) for j in range(together)]
+        )
+
+    return groups, together, norms
 
 
 def _sum_over(cotangent: Callable, count: int, recording) -> tf.Tensor:
     """Σ_k of the squared norms for cotangent(k), with a first axis of 1."""
-    groups, together = _groups_of(count)
+    groups, together, norms = _in_groups(cotangent, count, recording)
 
     def of_group(group):
-        ks = [group * together + j for j in range(together)]
-        norms = recording.squared_norms(*map(cotangent, ks))
-        exists = tf.cast(tf.stack(ks) < count, norms.dtype)
-        return tf.tensordot(exists, norms, 1)[None]
+        found = norms(group)
+        exists = group * together + tf.range(together) < count
+        return tf.tensordot(tf.cast(exists, found.dtype), found, 1)[None]
 
     first = of_group(0)
     if groups == 1:
@@ -385,23 +397,18 @@ def _sum_over(cotangent: Callable, count: int, recording) -> tf.Tensor:
 
 def _stack_over(cotangent: Callable, count: int, recording) -> tf.Tensor:
     """The squared norms for cotangent(0), ..., cotangent(count - 1)."""
-    groups, together = _groups_of(count)
-
-    def of_group(group):
-        ks = [group * together + j for j in range(together)]
-        return recording.squared_norms(*map(cotangent, ks))
-
-    first = of_group(0)
+    groups, _, norms = _in_groups(cotangent, count, recording)
+    first = norms(0)
     if groups == 1:
         return first
     rest = tf.map_fn(
-        of_group,
+        norms,
         tf.range(1, groups),
         fn_output_signature=first.dtype,
         parallel_iterations=1,
     )
-    norms = tf.concat([first[None], rest], axis=0)
-    return tf.reshape(norms, [-1, *first.shape[1:]])[:count]
+    found = tf.concat([first[None], rest], axis=0)
+    return tf.reshape(found, [-1, *first.shape[1:]])[:count]
 
 
 def _given(y: Any) -> tf.Tensor:
