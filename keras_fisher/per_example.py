@@ -793,7 +793,8 @@ class Recording:
         )
         return [
             tf.zeros_like(target) if d is None else d
-            for target, d in zip(targets, upstream)
+            # Picked positions have sparse derivatives.
+            for target, d in zip(targets, gradients_lib.dense(upstream))
         ]
 
     def _slow_norms(self, cotangent: tf.Tensor) -> tf.Tensor:

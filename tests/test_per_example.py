@@ -44,6 +44,22 @@ class _Arithmetic(layers.Layer):
         return (x - self.v) / (1.5 + ops.square(self.v))
 
 
+class _Pick(layers.Layer):
+    """Takes some positions, one of them twice."""
+
+    def call(self, x):
+        return keras.ops.take(x, [2, 0, 2], axis=1)
+
+
+class _PickOnFirstAxis(layers.Layer):
+    """Looks positions up along the first axis."""
+
+    def call(self, x):
+        x = keras.ops.transpose(x, (1, 0, 2))
+        x = keras.ops.take(x, [2, 0, 2], axis=0)
+        return keras.ops.transpose(x, (1, 0, 2))
+
+
 class _WeightNormalized(layers.Layer):
     def build(self, shape):
         self.w = self.add_weight(shape=(shape[-1], 4), name="w")
@@ -232,6 +248,8 @@ FAST = {
     ),
     "class_token": _stack((3, 4), _ClassToken, _tanh(layers.Dense, 3)),
     "arithmetic": _stack((4,), _DENSE, _Arithmetic),
+    "picked": _stack((4, 3), _DENSE, _Pick, _ACTIVE),
+    "picked_first": _stack((4, 3), _DENSE, _PickOnFirstAxis, _ACTIVE),
     "unrolled_lstm": _stack((4, 3), _layer(layers.LSTM, 3, unroll=True)),
 }
 # Some of their variables need the loop.
