@@ -6,7 +6,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 # Data sets prepared from packages stay in the checkout.
 export TFDS_DATA_DIR ?= $(CURDIR)/.data
 
-.PHONY: demo test test-all lint format benchmark clean
+.PHONY: demo test test-all lint format benchmark benchmark-traces clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py
@@ -28,6 +28,10 @@ format: $(VENV)/.installed
 benchmark: $(VENV)/.installed
 	$(BIN)/python benchmarks/steps.py
 
+# Makes an environment of its own for PyTorch and the peers.
+benchmark-traces: $(VENV)/.installed
+	$(BIN)/python benchmarks/traces.py
+
 $(VENV)/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; assert (3, 10) <= sys.version_info < (3, 14), \
 	    "Python 3.10 to 3.13 is needed, for example: make PYTHON=python3.12"'
@@ -37,4 +41,4 @@ $(VENV)/.installed: setup.cfg pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) .data build *.egg-info
+	rm -rf $(VENV) .venv-torch .data build *.egg-info
