@@ -261,8 +261,14 @@ def take_turns(
     while quiet < _ROUNDS.value and len(rounds) < _TRIES * _ROUNDS.value:
         usage = Usage(worker)
         turn = take_turn(tensorflow, worker)
-        rounds.append((usage.of_others(), turn))
-        quiet += not rounds[-1][0] > _MOST_OF_OTHERS
+        share = usage.of_others()
+        rounds.append((share, turn))
+        quiet += not share > _MOST_OF_OTHERS
+        print(
+            f"Round {len(rounds)}: {quiet} of {_ROUNDS.value} quiet; other "
+            f"processes took {share:.0%} of the processors.",
+            flush=True,
+        )
     rounds = sorted(rounds, key=lambda turn: turn[0])[: _ROUNDS.value]
     seconds, values = (
         {name: np.array([t[name][k] for _, t in rounds]) for name in turn}

@@ -215,6 +215,7 @@ def test_measure_agrees_with_the_library(data_dir, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_measure_takes_the_likelihood_of_a_model_that_is_not_compiled(
     data_dir, tmp_path
 ):
@@ -258,8 +259,16 @@ def test_measure_takes_the_likelihood_of_a_model_that_is_not_compiled(
     "flags, message",
     [
         (["--model=missing.keras"], "There is no file missing.keras"),
-        (["--split=half"], "Unknown split 'half'"),
-        (["--dataset=mnist1d"], r"\(8, 8, 1\).*\(40, 1\)"),
+        pytest.param(
+            ["--split=half"],
+            "Unknown split 'half'",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ["--dataset=mnist1d"],
+            r"\(8, 8, 1\).*\(40, 1\)",
+            marks=pytest.mark.slow,
+        ),
         (["--likelihood=auto"], "not compiled.*Pass --likelihood=categorical"),
     ],
 )

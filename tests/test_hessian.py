@@ -64,10 +64,22 @@ def _quadratic_forms(model, matrix, seed, count) -> np.ndarray:
     return np.array(forms)
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
 @pytest.mark.parametrize(
-    "name",
-    ["dense", "conv2d", "max_pooling_2d", "batch_norm", "layer_norm", "shared"],
+    "name, jit_compile",
+    [
+        ("dense", True),
+        ("max_pooling_2d", True),
+        ("batch_norm", False),
+        ("shared", False),
+        pytest.param("dense", False, marks=pytest.mark.slow),
+        pytest.param("max_pooling_2d", False, marks=pytest.mark.slow),
+        pytest.param("conv2d", False, marks=pytest.mark.slow),
+        pytest.param("conv2d", True, marks=pytest.mark.slow),
+        pytest.param("batch_norm", True, marks=pytest.mark.slow),
+        pytest.param("layer_norm", False, marks=pytest.mark.slow),
+        pytest.param("layer_norm", True, marks=pytest.mark.slow),
+        pytest.param("shared", True, marks=pytest.mark.slow),
+    ],
 )
 def test_probes_see_the_whole_hessian(name, jit_compile):
     model, x = networks.build(name)

@@ -412,7 +412,13 @@ def test_single_precision(name, jit_compile):
 
 @pytest.mark.parametrize(
     "name",
-    ["conv2d_groups", "depthwise", "transposed", "attention", "batch_norm"],
+    [
+        "depthwise",
+        "transposed",
+        "batch_norm",
+        pytest.param("conv2d_groups", marks=pytest.mark.slow),
+        pytest.param("attention", marks=pytest.mark.slow),
+    ],
 )
 def test_xla_in_double_precision(name):
     model, x = networks.build(name)

@@ -303,7 +303,9 @@ def test_parts_sum_to_the_total(estimator):
     assert set(trace("layer")) == {p.rpartition("/")[0] for p in paths}
 
 
-@pytest.mark.parametrize("num_samples", [1, 3, 70])
+@pytest.mark.parametrize(
+    "num_samples", [1, 3, pytest.param(70, marks=pytest.mark.slow)]
+)
 def test_the_same_seed_gives_the_same_figure_in_any_batches(num_samples):
     model, _ = _classifier(3)
     x = np.random.default_rng(2).normal(size=(11, 3))
@@ -349,7 +351,13 @@ def test_xla_agrees(estimator, dtype):
     )
 
 
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize(
+    "policy",
+    [
+        "mixed_float16",
+        pytest.param("mixed_bfloat16", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("estimator", ["exact", "batch"])
 def test_16_bits_are_near_32(policy, estimator):
     def trace(policy):
