@@ -432,7 +432,13 @@ def test_xla_runs_the_loop_as_well():
     _assert_as_in_a_loop(model, x, 1e-9)
 
 
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize(
+    "policy",
+    [
+        "mixed_float16",
+        pytest.param("mixed_bfloat16", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("name", ["conv2d", "layer_norm", "embedding"])
 def test_16_bits_are_near_32(name, policy):
     model, x = networks.build(name, "float32")
@@ -467,7 +473,9 @@ def test_16_bits_hold_small_and_large_derivatives(scale):
     "name",
     ["conv1d", "conv2d", "depthwise", "transposed", "shared", "embedding"],
 )
-@pytest.mark.parametrize("passes", [2, 50])
+@pytest.mark.parametrize(
+    "passes", [pytest.param(2, marks=pytest.mark.slow), 50]
+)
 def test_several_passes_at_once_are_the_passes_alone(name, passes):
     """Also with the products that are kept for many passes."""
     model, x = networks.build(name)

@@ -204,16 +204,24 @@ def test_masked_tokens_are_no_part_of_an_example():
     np.testing.assert_allclose(trace(x)[:1], alone, rtol=1e-9)
 
 
-_MONTE_CARLO = [
-    ("monte_carlo", 1),
-    ("monte_carlo", 5),
-    ("batch", 5),
-]
+def _slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize("estimator, num_samples", _MONTE_CARLO)
 @pytest.mark.parametrize(
-    "likelihood", [Categorical(), Bernoulli(), Gaussian(0.7)], ids=repr
+    "estimator, num_samples, likelihood",
+    [
+        ("monte_carlo", 1, Categorical()),
+        ("monte_carlo", 5, Gaussian(0.7)),
+        ("batch", 5, Bernoulli()),
+        _slow("monte_carlo", 1, Bernoulli()),
+        _slow("monte_carlo", 1, Gaussian(0.7)),
+        _slow("monte_carlo", 5, Categorical()),
+        _slow("monte_carlo", 5, Bernoulli()),
+        _slow("batch", 5, Categorical()),
+        _slow("batch", 5, Gaussian(0.7)),
+    ],
+    ids=repr,
 )
 def test_errors_are_those_of_other_seeds(estimator, num_samples, likelihood):
     """Within 4 standard errors of exact; the errors stated are true."""
@@ -328,7 +336,7 @@ def test_the_same_seed_gives_the_same_figure_in_any_batches(num_samples):
 
 
 @pytest.mark.parametrize("estimator", ["monte_carlo", "exact", "batch"])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", _slow("float64")])
 def test_xla_agrees(estimator, dtype):
     model, x = networks.build("conv2d", dtype)
     traces = []
