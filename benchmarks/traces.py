@@ -1,10 +1,11 @@
 """Time and memory of Tr(F), side by side with its peers in PyTorch.
 
 All sides measure the same network on the same batch, and take turns round by
-round, so that what else the machine does falls on all of them alike. Then
-each has a fresh process for its memory. Prints a table, and writes it with a
-figure. PyTorch and the peers live in an environment of their own, which is
-made if it is missing.
+round. What else the machine does slows PyTorch more than TensorFlow, so
+rounds that other processes disturb are repeated. Then each side has a fresh
+process for its memory. Prints a table, and writes it with a figure. PyTorch
+and the peers live in an environment of their own, which is made if it is
+missing.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import math
 import os
 from pathlib import Path
 import platform
-import resource
 import shlex
 import subprocess
 import sys
@@ -30,6 +30,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 from absl import app
 from absl import flags
 import keras
+import memory as memory_lib
 import numpy as np
 import tensorflow as tf
 
@@ -277,27 +278,14 @@ def take_turns(
     return seconds, values, rounds[-1][0]
 
 
-def peak() -> float:
-    """The most memory this process has had, in MB."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        # `getrusage` would count the process that started this one too.
-        fields = dict(
-            line.split(":", 1) for line in status.read_text().splitlines()
-        )
-        return int(fields["VmHWM"].split()[0]) / 1024
-    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return size / (2**20 if sys.platform == "darwin" else 2**10)
-
-
 def tell_memory(name: str) -> None:
     """Prints the peaks before and after a side has run in this process."""
     model, (x, y) = network(), batch()
     measure = tensorflow_sides(model, x, y)[name]
-    before = peak()
+    before = memory_lib.peak()
     for _ in range(_MEMORY_CALLS):
         measure()
-    print(json.dumps([before, peak()]))
+    print(json.dumps([before, memory_lib.peak()]))
 
 
 def memory(name: str, python: Path | None, saved: str) -> tuple[float, float]:

@@ -13,8 +13,6 @@ import contextlib
 import copy
 from importlib import metadata
 import json
-from pathlib import Path
-import resource
 import sys
 import time
 from typing import Any
@@ -23,6 +21,7 @@ import warnings
 from backpack import backpack
 from backpack import extend
 from backpack import extensions
+import memory as memory_lib
 from nngeometry.layercollection import LayerCollection
 from nngeometry.metrics import FIM
 from nngeometry.metrics import FIM_MonteCarlo
@@ -182,26 +181,13 @@ _SIDES = {
 }
 
 
-def peak() -> float:
-    """The most memory this process has had, in MB."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        # `getrusage` would count the process that started this one too.
-        fields = dict(
-            line.split(":", 1) for line in status.read_text().splitlines()
-        )
-        return int(fields["VmHWM"].split()[0]) / 1024
-    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return size / (2**20 if sys.platform == "darwin" else 2**10)
-
-
 def answer(command: str, loaded: tuple, made: dict[str, _Measurement]) -> Any:
     """What to answer a command; keeps the sides it makes in `made`."""
     verb, _, name = command.partition(" ")
     if verb == "versions":
         return {name: metadata.version(name) for name in _PACKAGES}
     if verb == "peak":
-        return peak()
+        return memory_lib.peak()
     if verb == "cpu":
         return time.process_time()
     if name not in made:
