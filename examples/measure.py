@@ -8,7 +8,6 @@ may be a plain Keras model or a saved `keras_fisher.FisherModel`.
 
 from __future__ import annotations
 
-import collections
 import math
 import os
 import sys
@@ -275,10 +274,11 @@ def tabulate(
     total: estimates.Estimate,
 ) -> pd.DataFrame:
     """Makes the table: a row for each layer, and one for the total."""
-    parameters = collections.Counter()
-    for variable in model.trainable_variables:
-        layer = variable.path.rpartition("/")[0] or variable.path
-        parameters[layer] += variable.shape.num_elements()
+    sizes = [v.shape.num_elements() for v in model.trainable_variables]
+    layers = estimates.groups_of(model.trainable_variables, "layer")
+    parameters = {
+        name: sum(sizes[i] for i in members) for name, members in layers.items()
+    }
     rows = [
         {
             "layer": layer,
@@ -289,7 +289,7 @@ def tabulate(
         }
         for layer, count, trace in [
             *((name, parameters[name], by_layer[name]) for name in by_layer),
-            ("total", parameters.total(), total),
+            ("total", sum(sizes), total),
         ]
     ]
     return pd.DataFrame(rows)

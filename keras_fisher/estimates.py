@@ -65,7 +65,7 @@ class Sums:
 
     def __init__(self, variables: Sequence[keras.Variable], by: str):
         self._by = by
-        groups = _groups(variables, by)
+        groups = groups_of(variables, by)
         self._names = list(groups)
         self._members = np.zeros([len(variables), len(groups)])
         for k, members in enumerate(groups.values()):
@@ -119,7 +119,7 @@ class Sums:
         return found["total"] if self._by == "total" else found
 
 
-def _groups(
+def groups_of(
     variables: Sequence[keras.Variable], by: str
 ) -> dict[str, list[int]]:
     """Positions of the variables in each group, by its name."""

@@ -66,7 +66,7 @@ def squared_norms(gradients: Gradients, scale=1.0) -> tf.Tensor:
     Returns:
         Tensor of shape `(len(gradients),)`.
     """
-    dtype = _common_dtype(gradients)
+    dtype = common_dtype(gradients)
     inverse = 1.0 / tf.cast(scale, dtype)
     return tf.stack(
         [
@@ -79,7 +79,8 @@ def squared_norms(gradients: Gradients, scale=1.0) -> tf.Tensor:
     )
 
 
-def _common_dtype(gradients: Gradients) -> tf.DType:
+def common_dtype(gradients: Gradients) -> tf.DType:
+    """Double precision if any is in it, else single precision."""
     if any(g is not None and g.dtype == tf.float64 for g in gradients):
         return tf.float64
     return tf.float32

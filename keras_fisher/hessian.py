@@ -91,8 +91,7 @@ def hessian_trace(
             lambda t: 0 < t < math.inf,
             "a positive, finite number or None",
         )
-    if seed is not None:
-        checks.integer("seed", seed, 0)
+    seed = sampling.start(seed)
     batches = batches_lib.Batches(x, y, batch_size, verbose)
     prepare(model, batches.first[0])
     if batches.first[1] is None:
@@ -107,7 +106,6 @@ def hessian_trace(
         lambda: _Curvature(model, loss_of),
     )
     check_labels = _label_check(model, loss, batches.first[0])
-    seed = sampling.start(seed)
     samples = np.zeros([0])
     while len(samples) < num_probes:
         count = min(_MOST_TOGETHER, num_probes - len(samples))
@@ -250,13 +248,8 @@ def _probe(weights: list, seed: tf.Tensor, k: tf.Tensor) -> list[tf.Tensor]:
     return probe
 
 
-def _precision(weights: list) -> tf.DType:
-    is_double = any(w.dtype == tf.float64 for w in weights)
-    return tf.float64 if is_double else tf.float32
-
-
 def _inner_product(a: list, b: list) -> tf.Tensor:
-    dtype = _precision(a)
+    dtype = gradients_lib.common_dtype(a)
     return tf.add_n(
         [
             tf.reduce_sum(tf.cast(u, dtype) * tf.cast(v, dtype))
@@ -269,7 +262,7 @@ def _for_each(function: Callable, count: int, weights: list) -> tf.Tensor:
     return tf.map_fn(
         function,
         tf.range(count),
-        fn_output_signature=_precision(weights),
+        fn_output_signature=gradients_lib.common_dtype(weights),
         parallel_iterations=1,
     )
 
@@ -280,7 +273,7 @@ def _step(weights: list) -> tf.Tensor:
     The cube root of the rounding unit times the typical size of a weight
     balances rounding errors with those of the difference.
     """
-    dtype = _precision(weights)
+    dtype = gradients_lib.common_dtype(weights)
     squares = tf.reduce_sum(gradients_lib.squared_norms(weights))
     size = sum(w.shape.num_elements() for w in weights)
     typical = tf.sqrt(tf.cast(squares, dtype) / size)

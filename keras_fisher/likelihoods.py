@@ -486,6 +486,11 @@ _BY_NAME = {
 }
 
 
+def is_auto(identifier: Any) -> bool:
+    """Whether the likelihood is to be found from the compiled loss."""
+    return isinstance(identifier, str) and identifier == "auto"
+
+
 def get(identifier: Any) -> Likelihood:
     """Finds the likelihood that a loss, a name or a config stands for.
 

@@ -146,7 +146,9 @@ class FisherModel(keras.Model):
         self.trace_every = trace_every
         self.seed = seed
         self.likelihood = (
-            None if _is_auto(likelihood) else likelihoods.get(likelihood)
+            None
+            if likelihoods.is_auto(likelihood)
+            else likelihoods.get(likelihood)
         )
         self._likelihood_argument = likelihood
         self._probe = penalties.TraceProbe()
@@ -177,7 +179,7 @@ class FisherModel(keras.Model):
 
     def get_config(self) -> dict:
         likelihood = self._likelihood_argument
-        if not _is_auto(likelihood):
+        if not likelihoods.is_auto(likelihood):
             likelihood = keras.saving.serialize_keras_object(self.likelihood)
         return {
             **super().get_config(),
@@ -200,7 +202,7 @@ class FisherModel(keras.Model):
         super().compile(*args, **kwargs)
         if not self._observes:
             return
-        if _is_auto(self._likelihood_argument):
+        if likelihoods.is_auto(self._likelihood_argument):
             self.likelihood = likelihoods.get(self.loss)
         if self.model.built:
             self._check_trainable()
@@ -683,10 +685,6 @@ def _repeated(one_step, count: int):
         return logs, {k: a.gather(tf.range(i)) for k, a in arrays.items()}
 
     return steps
-
-
-def _is_auto(likelihood: Any) -> bool:
-    return isinstance(likelihood, str) and likelihood == "auto"
 
 
 def _check_wrappable(model: Any) -> None:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
+from keras_fisher import checks
+
 # Seeds of replicas lie far apart, so that no other run is likely to hit them.
 _REPLICA_STRIDE = 0x3C6EF35F
 
@@ -42,7 +44,12 @@ def start(seed: int | None) -> int:
     """The integer given, or a random one.
 
     A random one follows `keras.utils.set_random_seed`.
+
+    Raises:
+        ValueError: If `seed` is not an integer of at least 0.
     """
+    if seed is not None:
+        checks.integer("seed", seed, 0)
     source = keras.random.SeedGenerator() if seed is None else seed
     return int(draw(source)[0])
 

@@ -33,7 +33,7 @@ _LEAST_PAIRS, _SHARE_OF_PAIRS = 8, 1 / 16
 # `_MANY` passes on, batches are cut up in turn.
 _MOST_TOGETHER, _MANY, _PIECES = 9, 4, 4
 # Draws that one call of a compiled function makes.
-_MOST_DRAWS = 63
+_MOST_DRAWS = 7 * _MOST_TOGETHER
 
 
 def fisher_trace(
@@ -128,8 +128,7 @@ def fisher_trace(
             '`estimator="batch"` computes no gradients of single examples. '
             'Received: by="example". Use `estimator="monte_carlo"`.'
         )
-    if seed is not None:
-        checks.integer("seed", seed, 0)
+    seed = sampling.start(seed)
     batches = batches_lib.Batches(x, y, batch_size, verbose)
     likelihood = likelihood_of(model, likelihood)
     prepare(model, batches.first[0])
@@ -146,7 +145,6 @@ def fisher_trace(
         ),
         lambda: _Measure(model, likelihood, estimator, bool(training)),
     )
-    seed = sampling.start(seed)
     position = 0
     for inputs, labels, _ in batches:
         size = batches_lib.size_of(inputs)
@@ -169,7 +167,8 @@ class _Measure:
         self._estimator = estimator
         self._training = training
         self._functions: dict[tuple, Callable] = {}
-        self._outputs: tf.Tensor | None = None
+        self._classes: int | None = None
+        self._factors: int | None = None
         self._one_by_one: frozenset[int] | None = None
 
     def __call__(
@@ -187,10 +186,10 @@ class _Measure:
         Returns:
             What `Sums.add` takes.
         """
-        if self._outputs is None:
+        if self._classes is None:
             self._inspect(x)
         if y is not None:
-            self._likelihood.check_labels(y.numpy(), self._outputs.shape[-1])
+            self._likelihood.check_labels(y.numpy(), self._classes)
         if self._estimator == "batch" or self._passes(draws) < _MANY:
             return self._measure(x, y, seed, position, draws)
         size = batches_lib.size_of(x)
@@ -203,18 +202,18 @@ class _Measure:
         return np.concatenate(pieces, axis=1), None
 
     def _inspect(self, x: Any) -> None:
-        """Refuses outputs that are not what the likelihood expects."""
+        """Looks at outputs, and refuses what the likelihood does not expect."""
         one = keras.tree.map_structure(lambda t: t[:1], x)
         outputs = self._model()(one, training=False)
         forward_lib.check_single(outputs)
         self._likelihood.check(outputs)
-        self._outputs = outputs
+        self._classes = outputs.shape[-1]
+        if self._estimator == "exact":
+            self._factors, _ = self._likelihood.fisher_factors(outputs)
 
     def _passes(self, draws: int) -> int:
         """Number of backward passes."""
-        if self._estimator == "exact":
-            return self._likelihood.fisher_factors(self._outputs)[0]
-        return draws
+        return draws if self._factors is None else self._factors
 
     def _measure(self, x, y, seed, position, draws):
         with_pairs = draws == 1 and self._estimator == "monte_carlo"
@@ -271,12 +270,11 @@ class _Measure:
         model, training = self._model(), self._training
         if self._estimator == "batch":
             return lambda x: _WholeBatch(self._model(), x, training)
+        if with_pairs:
+            x, _ = _with_pairs(x, tf.zeros([2], tf.int64))
         layout = per_example.layout_for(model, x, training)
         if self._one_by_one is None:
             self._one_by_one = per_example.untrusted(model, x, layout, training)
-        if with_pairs:
-            x, _ = _with_pairs(x, tf.zeros([2], tf.int64))
-            layout = per_example.layout_for(model, x, training)
         return lambda x: per_example.Recording(
             self._model(),
             x,
@@ -424,7 +422,7 @@ def _given(y: Any) -> tf.Tensor:
 
 def likelihood_of(model: Any, likelihood: Any) -> Likelihood:
     """The likelihood given, or that of a model's own or its loss."""
-    if not (isinstance(likelihood, str) and likelihood == "auto"):
+    if not likelihoods.is_auto(likelihood):
         return likelihoods.get(likelihood)
     own = getattr(model, "likelihood", None)
     if isinstance(own, Likelihood):

@@ -161,6 +161,17 @@ class _Way:
     path: tuple = ()
 
 
+def ancestors(outputs: tf.Tensor) -> list[tf.Operation]:
+    """All operations that lead to the outputs, in the order of the graph."""
+    names, waiting = {outputs.op.name}, [outputs.op]
+    while waiting:
+        for tensor in waiting.pop().inputs:
+            if tensor.op.name not in names:
+                names.add(tensor.op.name)
+                waiting.append(tensor.op)
+    return [o for o in outputs.graph.get_operations() if o.name in names]
+
+
 def dependent_on(
     sources: Sequence[tf.Tensor], operations: Sequence[tf.Operation]
 ) -> set[str]:
@@ -174,7 +185,7 @@ def dependent_on(
 
 def find(
     variable: tf.Tensor,
-    outputs: tf.Tensor,
+    operations: Sequence[tf.Operation],
     varying: set[str],
     layout: Layout,
 ) -> list[Use] | None:
@@ -182,7 +193,7 @@ def find(
 
     Args:
         variable: The value of the variable in that graph.
-        outputs: The outputs of the pass; nothing else is looked at.
+        operations: Those that lead to the outputs, from `ancestors`.
         varying: Names of the operations that depend on the examples.
         layout: Of the graph.
 
@@ -191,7 +202,7 @@ def find(
     """
     ways = {_key(variable): _Way()}
     uses = []
-    for operation in _ancestors(outputs):
+    for operation in operations:
         hits = [k for k, t in enumerate(operation.inputs) if _key(t) in ways]
         if not hits:
             continue
@@ -214,17 +225,6 @@ def find(
 
 def _key(tensor: tf.Tensor) -> tuple[str, int]:
     return tensor.op.name, tensor.value_index
-
-
-def _ancestors(outputs: tf.Tensor) -> list[tf.Operation]:
-    """All operations that lead to the outputs, in the order of the graph."""
-    names, waiting = {outputs.op.name}, [outputs.op]
-    while waiting:
-        for tensor in waiting.pop().inputs:
-            if tensor.op.name not in names:
-                names.add(tensor.op.name)
-                waiting.append(tensor.op)
-    return [o for o in outputs.graph.get_operations() if o.name in names]
 
 
 def _next(operation: tf.Operation, ways: list[_Way]) -> _Way:

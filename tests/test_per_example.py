@@ -12,6 +12,7 @@ import tensorflow as tf
 import keras_fisher
 from keras_fisher import likelihoods
 from keras_fisher import per_example
+from keras_fisher import use_norms
 
 _LIKELIHOOD = likelihoods.Categorical()
 
@@ -582,10 +583,10 @@ def test_a_variable_without_effect_has_no_gradient():
 def test_a_wrong_rule_is_found_and_not_used(monkeypatch):
     """What the graph is read as is checked against backpropagation."""
     model, x = networks.build("dense")
-    correct = per_example._Products._gram
+    correct = use_norms._Products._gram
 
     monkeypatch.setattr(
-        per_example._Products,
+        use_norms._Products,
         "_gram",
         lambda *arguments: 1.01 * correct(*arguments),
     )

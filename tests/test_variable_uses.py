@@ -34,7 +34,9 @@ def _read(function, shape=(6, 4), weight_shape=(4, 3)):
     x, weight, outputs = (t.op.inputs[0] for t in (x, weight, outputs))
     layout = variable_uses.Layout(shape[0], shapes)
     varying = variable_uses.dependent_on([x], graph.get_operations())
-    found["uses"] = variable_uses.find(weight, outputs, varying, layout)
+    found["uses"] = variable_uses.find(
+        weight, variable_uses.ancestors(outputs), varying, layout
+    )
     found["axis"] = layout.axis(outputs)
     return found
 
