@@ -58,11 +58,14 @@ class Measurements(NamedTuple):
             `(measured, variables)`.
         penalty: Value of the penalty, of shape `(measured,)`; NaN where a
             step has measured Tr(F) alone.
+        batch_size: Number of examples, of all replicas, of shape
+            `(measured,)`.
     """
 
     step: np.ndarray
     trace_by_variable: np.ndarray
     penalty: np.ndarray
+    batch_size: np.ndarray
 
 
 @keras.saving.register_keras_serializable(package="keras_fisher")
@@ -156,7 +159,8 @@ class FisherModel(keras.Model):
         self.built = model.built
         # Mirrored replicas trace their steps in threads of their own.
         self._active = threading.local()
-        self._measured = None
+        self._last_call = None
+        self._next_step = None  # not known before an epoch begins
         if self._observes:
             self.seed_generator = keras.random.SeedGenerator(seed)
             self.state = FisherState(
@@ -226,6 +230,22 @@ class FisherModel(keras.Model):
     @property
     def _observes(self) -> bool:
         return self.penalty is not None or self.trace_every is not None
+
+    def observed(self, steps: np.ndarray) -> np.ndarray:
+        """Whether there is something to tell of each of some optimizer steps.
+
+        Args:
+            steps: Optimizer steps, counted from 0; integers of any shape.
+
+        Returns:
+            Booleans of the same shape: whether Tr(F) is measured or a penalty
+            computed at these steps.
+        """
+        steps = np.asarray(steps)
+        if not self._observes:
+            return np.zeros(steps.shape, bool)
+        penalize, measure = np.divmod(self._codes(steps), 2)
+        return (measure == 1) | (penalize == _FRESH)
 
     def _codes(self, step):
         """The plan for a step as an integer; `step` may be an array."""
@@ -350,6 +370,8 @@ class FisherModel(keras.Model):
     def reset_metrics(self):
         super().reset_metrics()
         self._memorization.reset_state()
+        # An epoch begins: what was loaded before may have another step.
+        self._next_step = None
 
     def _remember(self, step: _Step) -> None:
         if step.traces is not None:
@@ -439,12 +461,18 @@ class FisherModel(keras.Model):
             )
 
             def run(plan):
-                outputs = strategy.run(steps[plan], args=(data,))
+                logs, measurement = strategy.run(steps[plan], args=(data,))
+                size = measurement.pop("batch_size")
                 logs, measurement = keras.tree.map_structure(
                     lambda value: strategy.reduce("MEAN", value, axis=None),
-                    outputs,
+                    (logs, measurement),
                 )
-                return logs, {**measurement, "measured": plan.observes}
+                size = strategy.reduce("SUM", size, axis=None)
+                return logs, {
+                    **measurement,
+                    "batch_size": size,
+                    "measured": plan.observes,
+                }
 
             logs, measurement = self._choose(run, codes)
             return logs, {"step": number, **measurement}
@@ -460,17 +488,27 @@ class FisherModel(keras.Model):
             )
 
         def train_function(iterator):
+            if self._next_step is None:
+                self._next_step = int(
+                    tf.convert_to_tensor(self.optimizer.iterations)
+                )
             if isinstance(
                 iterator, (tf.data.Iterator, tf.distribute.DistributedIterator)
             ):
-                logs, self._measured = many_steps(iterator)
-                return logs
-            results = [
-                one_step(data)
-                for _, data in zip(range(self.steps_per_execution), iterator)
-            ]
-            self._measured = _stacked([measured for _, measured in results])
-            return results[-1][0]
+                logs, measured = many_steps(iterator)
+            else:
+                results = [
+                    one_step(data)
+                    for _, data in zip(
+                        range(self.steps_per_execution), iterator
+                    )
+                ]
+                logs = results[-1][0]
+                measured = _stacked([measured for _, measured in results])
+            steps = np.arange(self.steps_per_execution) + self._next_step
+            self._last_call = _Call(steps, measured)
+            self._next_step += len(steps)
+            return logs
 
         return train_function
 
@@ -489,15 +527,36 @@ class FisherModel(keras.Model):
         """What the last call of the train function has measured.
 
         That are the last `steps_per_execution` steps. Callbacks read it in
-        `on_train_batch_end`; doing so waits for the steps to end.
+        `on_train_batch_end`; doing so waits for the steps to end, unless it
+        is known without that nothing was measured.
         """
-        if self._measured is None:
+        call = self._last_call
+        if call is None or not self.observed(call.steps).any():
             return Measurements(
-                np.zeros([0], np.int64), np.zeros([0, 0]), np.zeros([0])
+                np.zeros([0], np.int64),
+                np.zeros([0, 0]),
+                np.zeros([0]),
+                np.zeros([0], np.int64),
             )
-        values = {k: np.asarray(v) for k, v in self._measured.items()}
+        values = {k: np.asarray(v) for k, v in call.tensors.items()}
+        self._next_step = int(values["step"][-1]) + 1
         kept = values.pop("measured")
         return Measurements(**{k: v[kept] for k, v in values.items()})
+
+
+class _Call:
+    """One call of the train function, as the host knows it.
+
+    Attributes:
+        steps: All optimizer steps it may have made. Where there were fewer
+            (the last ones of an epoch, or steps that loss scaling has skipped)
+            the host is ahead, looks too early, and learns the true number.
+        tensors: What was measured, not waited for.
+    """
+
+    def __init__(self, steps: np.ndarray, tensors: dict[str, tf.Tensor]):
+        self.steps = steps
+        self.tensors = tensors
 
 
 class _Step:
@@ -508,6 +567,7 @@ class _Step:
         self.plan = plan
         self.traces = None
         self.value = None
+        self.batch_size = tf.zeros([], tf.int64)
         self._forward = None
         # Records the penalty where its gradient is wanted by itself.
         self._tape = tf.GradientTape(watch_accessed_variables=False)
@@ -541,7 +601,9 @@ class _Step:
             self._forward = penalty.forward(
                 owner.model, x, seed=owner.seed_generator
             )
-        return self._forward.outputs
+        outputs = self._forward.outputs
+        self.batch_size = tf.shape(outputs, tf.int64)[0]
+        return outputs
 
     def add_penalty(self, loss: tf.Tensor, y) -> tf.Tensor:
         owner, plan = self.owner, self.plan
@@ -604,6 +666,7 @@ class _Step:
             "penalty": nothing
             if self.value is None
             else tf.cast(self.value, dtype),
+            "batch_size": self.batch_size,
         }
 
 

@@ -245,6 +245,73 @@ def test_measurements_name_every_variable():
     )  # the last batch has two examples
 
 
+@pytest.mark.parametrize("steps", [1, 4])
+def test_steps_that_measure_nothing_are_not_waited_for(steps):
+    """Their tensors are never looked at."""
+    penalty = FisherPenalty(0.1, every=6, start=6)
+    model = FisherModel(_network(), penalty, trace_every=None)
+    _compile(model, steps_per_execution=steps)
+    looked_at = []
+
+    class Tensors(dict):
+        def items(self):
+            looked_at.append(True)
+            return super().items()
+
+    class Look(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            call = self.model._last_call
+            call.tensors = Tensors(call.tensors)
+            found = self.model.measurements
+            assert len(found) == 4
+            numbers.extend(found.step)
+
+    numbers = []
+    _fit(model, callbacks=[Look()])  # 14 steps in two epochs
+    assert numbers == [6, 12]
+    # Once for each of them, and once where the epoch ended earlier than the
+    # host could know.
+    assert len(looked_at) <= 2 + (steps > 1)
+
+
+def test_observed_steps_are_those_that_a_run_has_measured():
+    penalty = FisherPenalty(0.1, every=3, start=2, stop=9)
+    model = _compile(FisherModel(_network(), penalty, trace_every=5))
+    assert np.flatnonzero(model.observed(np.arange(14))).tolist() == [
+        *(0, 2, 5, 8, 10),
+    ]
+    nothing = FisherModel(_network(), trace_every=None)
+    assert not nothing.observed(np.arange(14)).any()
+    assert nothing.measurements.step.shape == (0,)
+
+
+def test_measurements_go_on_where_a_callback_sets_the_step():
+    numbers = []
+
+    class Rewind(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            numbers.extend(self.model.measurements.step)
+
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.optimizer.iterations.assign(3)
+
+    model = _compile(FisherModel(_network(), trace_every=4))
+    _fit(model, callbacks=[Rewind()])
+    assert numbers == [0, 4, 4, 8]
+
+
+def test_the_size_of_the_batch_is_measured():
+    sizes = []
+
+    class Record(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            sizes.extend(self.model.measurements.batch_size)
+
+    model = FisherModel(_network(), trace_every=3)
+    _fit(_compile(model, steps_per_execution=2), 1, callbacks=[Record()])
+    assert sizes == [8, 8, 2]
+
+
 def test_train_step_can_be_called_in_a_loop_of_ones_own():
     model = _compile(FisherModel(_network(), FisherPenalty(0.1, every=2)))
     step = tf.function(model.train_step, autograph=False)
