@@ -5,6 +5,8 @@ from keras_fisher import callbacks
 from keras_fisher import datasets
 from keras_fisher import layers
 from keras_fisher import likelihoods
+from keras_fisher import logs
+from keras_fisher import plotting
 from keras_fisher.hessian import hessian_trace
 from keras_fisher.model import FisherModel
 from keras_fisher.penalties import FisherPenalty
@@ -26,5 +28,7 @@ __all__ = [
     "hessian_trace",
     "layers",
     "likelihoods",
+    "logs",
+    "plotting",
 ]
 __version__ = "0.1.0"

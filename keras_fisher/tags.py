@@ -1,0 +1,39 @@
+"""What the curves in TensorBoard are called, and the directories they are in.
+
+Written by `callbacks`, read by `logs` and `plotting`.
+"""
+
+from __future__ import annotations
+
+# Directories of a run; the first two are Keras's.
+TRAIN, VALIDATION, HPARAMS = SPLITS = "train", "validation", "hparams"
+
+TRACE = "fisher/trace"
+PENALTY = "fisher/penalty"
+EXPLOSION = "fisher/explosion"
+EARLY_TRACE = "fisher/early_trace"
+EARLY_THRESHOLD = "fisher/early_threshold"
+TRACE_BY_LAYER = "fisher/trace_by_layer/"  # and the path of the layer
+PROBE_TRACE = "fisher/probe_trace"
+PROBE_TRACE_BY_LAYER = "fisher/probe_trace_by_layer/"
+HEAT_MAP = "fisher/heat_map"
+CLEAN = "memorization/clean_accuracy"
+NOISY = "memorization/noisy_accuracy"
+RECOVERED = "memorization/recovered_accuracy"
+GAP = "memorization/gap"
+METRIC = "metric/"  # and the name in the logs
+
+# Seen after a number of steps; all else is measured at a step, before it ends.
+_AFTER = (PROBE_TRACE, HEAT_MAP, "memorization/", METRIC)
+
+
+def is_fisher(tag: str) -> bool:
+    """Whether a curve is ours, at optimizer steps, and not one of Keras's."""
+    return tag.startswith(("fisher/", *_AFTER))
+
+
+def is_later(tag: str, at: int, step: int) -> bool:
+    """Whether a point of ours tells of what comes after `step` updates."""
+    if not is_fisher(tag):
+        return False
+    return at > step if tag.startswith(_AFTER) else at >= step
