@@ -1,5 +1,6 @@
 """Callbacks that show the Fisher information while a model trains."""
 
+from keras_fisher.callbacks.early_phase import EarlyPhase
 from keras_fisher.callbacks.tensorboard import FisherTensorBoard
 
-__all__ = ["FisherTensorBoard"]
+__all__ = ["EarlyPhase", "FisherTensorBoard"]

@@ -2,51 +2,404 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+import math
 import os
+from typing import Any
+import warnings
 
 import keras
-import numpy as np
 import tensorflow as tf
+
+from keras_fisher import checks
+from keras_fisher import event_files
+from keras_fisher import tags
+from keras_fisher.callbacks import hyperparameters as hyperparameters_lib
+from keras_fisher.callbacks import summaries
+from keras_fisher.callbacks.early_phase import EarlyPhase
+from keras_fisher.callbacks.early_phase import check_model
+from keras_fisher.callbacks.early_phase import step_of
+from keras_fisher.callbacks.heat_map import HeatMap
+from keras_fisher.callbacks.probe import Probe
+from keras_fisher.estimates import groups_of
 
 
 class FisherTensorBoard(keras.callbacks.TensorBoard):
     """Writes what `keras.callbacks.TensorBoard` does, and Tr(F) beside it.
 
-    For a `FisherModel`. Every measured step is written, whatever
-    `update_freq` and `steps_per_execution` are, at its optimizer step (the
-    number of updates before it): `fisher/trace`, and with a penalty
-    `fisher/penalty`, next to Keras's own training summaries.
+    For a `FisherModel`. The curves, all at the optimizer's step (the number of
+    updates before), none a running mean:
+
+    * `fisher/trace`, `fisher/penalty`, `fisher/trace_by_layer/<path>`: each
+      measurement, whatever `update_freq` and `steps_per_execution` are.
+    * `fisher/explosion`: the largest Tr(F) so far over the first.
+    * `fisher/early_trace`: TrF_i, one point (see `EarlyPhase`), and
+      `fisher/early_threshold`, what the monitored value has to cross.
+    * `fisher/probe_trace`, `fisher/probe_trace_by_layer/<path>`: with `probe`.
+    * `memorization/clean_accuracy`, `memorization/noisy_accuracy`,
+      `memorization/recovered_accuracy` and `memorization/gap` (clean minus
+      noisy), over each epoch, where targets carry a noise mask.
+
+    Beside the curves: charts of the Custom Scalars page; a row of the HParams
+    page, with the hyperparameters of model, optimizer and penalty, and TrF_i,
+    the peak of Tr(F), the explosion ratio and the last values of the logs as
+    metrics; an image of Tr(F) by layer and step, `fisher/heat_map`, at the
+    ends of epochs, as often as it takes 2 % of the time.
+
+    A directory holds one run. A run that is resumed (its optimizer's step is
+    not 0) goes on in it: points of steps that it will repeat, which a killed
+    process has left, are taken out of the event files, and the files as they
+    were are kept under names that TensorBoard does not read. A run that starts
+    at step 0 in a directory that holds one already is written to `run_2`,
+    `run_3`, ... inside of it, with a warning.
 
     Args:
         log_dir: Directory of the run.
+        *args: Other arguments of `keras.callbacks.TensorBoard`.
+        early_phase: An `EarlyPhase` that says where the early phase ends; None
+            for one with its defaults.
+        probe: Examples on which Tr(F) is measured with little noise, by
+            `fisher_trace`: an array `x`, or a tuple `(x, y)`.
+        probe_every: When: `"epoch"` for the start and the end of each epoch,
+            or every so many optimizer steps, at the end of the call of the
+            train function that has made the step.
+        probe_estimator: Estimator of the probe, as of `fisher_trace`.
+        by_layer: Whether to write Tr(F) of each layer.
+        heat_map: Whether to draw it; needs matplotlib.
+        write_every: Write only measurements at steps that are multiples of
+            this.
+        hyperparameters: Mapping of others to add for the HParams page.
         **kwargs: Other arguments of `keras.callbacks.TensorBoard`.
+
+    Raises:
+        ValueError: If an argument is not as described; when training starts,
+            if the model is not a `FisherModel`, `log_dir` cannot be written,
+            or `probe` does not fit the model.
+
+    Example:
+    ```python
+    board = keras_fisher.callbacks.FisherTensorBoard(
+        "logs/lr=0.1", probe=x_train[:256]
+    )
+    model.fit(x_train, y_train, epochs=20, callbacks=[board])
+    ```
     """
 
-    def __init__(self, log_dir: str = "logs", **kwargs):
-        super().__init__(log_dir=log_dir, **kwargs)
-        self._directory = os.path.join(str(log_dir), "train")
-        self._writer = None
+    def __init__(
+        self,
+        log_dir: str = "logs",
+        *args,
+        early_phase: EarlyPhase | None = None,
+        probe: Any = None,
+        probe_every: str | int = "epoch",
+        probe_estimator: str = "monte_carlo",
+        by_layer: bool = True,
+        heat_map: bool = True,
+        write_every: int = 1,
+        hyperparameters: Mapping[str, Any] | None = None,
+        **kwargs,
+    ):
+        super().__init__(log_dir, *args, **kwargs)
+        checks.integer("write_every", write_every, 1)
+        self.early_phase = EarlyPhase() if early_phase is None else early_phase
+        self.probe = None
+        if probe is not None:
+            self.probe = Probe(probe, probe_every, probe_estimator)
+        self.by_layer = by_layer
+        self.heat_map = heat_map
+        self.write_every = write_every
+        self.hyperparameters = dict(hyperparameters or {})
+        self._root = self.log_dir
+        self._end = None  # directory and step where the last fit has ended
+
+    # The run and its directory.
+
+    def set_model(self, model):
+        check_model(model)
+        _check_writable(self.log_dir)
+        # Keras draws graphs of Functional and Sequential models alone.
+        super().set_model(model.model)
+        keras.callbacks.Callback.set_model(self, model)
+        self.early_phase.set_model(model)
 
     def on_train_begin(self, logs=None):
         super().on_train_begin(logs)
-        self._writer = tf.summary.create_file_writer(
-            self._directory, filename_suffix=".fisher"
+        self._is_open = False
+
+    def on_epoch_begin(self, epoch, logs=None):
+        # Not before, since other callbacks restore weights as training begins.
+        if not self._is_open:
+            self._open()
+            self._is_open = True
+        super().on_epoch_begin(epoch, logs)
+        self.early_phase.on_epoch_begin(epoch)
+        self._step = step_of(self.model)
+        if self._has_to_probe_first:
+            self._write_probe(self._step)
+            self._has_to_probe_first = False
+
+    def _open(self) -> None:
+        """Starts a run, or goes on with one."""
+        step = step_of(self.model)
+        if self.probe is not None:
+            self.probe.check(self.model.model)
+        if self._end != (self.log_dir, step):
+            self._choose_directory(step)
+            self._restore(step)
+        self._session = tf.summary.create_file_writer(
+            os.path.join(self.log_dir, tags.HPARAMS)
         )
+        self._session_is_open = False
+        self._layers = None
+        self._write(self._train_writer, summaries.custom_scalars(), step=0)
+
+    def _choose_directory(self, step: int) -> None:
+        directories = [self._root]
+        while _holds_run(directories[-1]):
+            directories.append(
+                os.path.join(self._root, f"run_{len(directories) + 1}")
+            )
+        # A resumed run is the latest one.
+        directory = directories[-2 if step and len(directories) > 1 else -1]
+        if directory == self.log_dir:
+            return
+        warnings.warn(
+            f"{self._root} holds a run already, so this one is written to "
+            f"{directory}. Give each run a directory of its own.",
+            stacklevel=2,
+        )
+        super().on_train_end()
+        self.log_dir = directory
+        self.set_model(self.model)
+        super().on_train_begin()
+
+    def _restore(self, step: int) -> None:
+        """Takes up what was written of the first `step` steps."""
+        if step:
+            for name in tags.SPLITS:
+                event_files.take_out(
+                    os.path.join(self.log_dir, name),
+                    lambda tag, at: tags.is_later(tag, at, step),
+                )
+        traces, layers, single, probed = {}, {}, {}, set()
+        prefix = tags.TRACE_BY_LAYER
+        for point in event_files.scalars(
+            os.path.join(self.log_dir, tags.TRAIN)
+        ):
+            if point.tag == tags.TRACE:
+                traces[point.step] = point.value
+            elif point.tag.startswith(prefix):
+                layer = point.tag.removeprefix(prefix)
+                layers.setdefault(point.step, {})[layer] = point.value
+            elif point.tag == tags.PROBE_TRACE:
+                probed.add(point.step)
+            else:
+                single[point.tag] = point.step, point.value
+        early = single.get(tags.EARLY_TRACE)
+        _, threshold = single.get(tags.EARLY_THRESHOLD, (0, None))
+        self._early_is_written = early is not None
+        self._threshold_is_written = threshold is not None
+        if traces or not step:
+            self.early_phase.restore(
+                list(traces),
+                list(traces.values()),
+                threshold=threshold,
+                early=early,
+            )
+        self._map = self._new_map()
+        if self._map is not None:
+            for at, values in layers.items():
+                self._map.add(at, values)
+        self._has_to_probe_first = self.probe is not None and step not in probed
+
+    def _new_map(self) -> HeatMap | None:
+        if not self.heat_map:
+            return None
+        if HeatMap.is_available():
+            return HeatMap()
+        warnings.warn(
+            "The heat map of Tr(F) by layer needs matplotlib: `pip install "
+            "keras_fisher[plot]`. Without it, pass `heat_map=False`.",
+            stacklevel=2,
+        )
+        return None
+
+    # What is written.
 
     def on_train_batch_end(self, batch, logs=None):
         super().on_train_batch_end(batch, logs)
+        self.early_phase.on_train_batch_end(batch, logs)
         measured = self.model.measurements
-        with self._writer.as_default():
-            for step, traces, penalty in zip(*measured):
-                values = {"trace": traces.sum(), "penalty": penalty}
-                for name, value in values.items():
-                    if not np.isnan(value):
-                        tf.summary.scalar(f"fisher/{name}", value, step)
+        if len(measured.step):
+            self._open_session(int(measured.batch_size[0]))
+            self._write_measurements(measured)
+            self._write_early_phase()
+        # At least as many as were made; exact where an epoch begins.
+        before, self._step = (
+            self._step,
+            self._step + self.model.steps_per_execution,
+        )
+        if self.probe is not None and self.probe.is_due(before, self._step):
+            self._write_probe(step_of(self.model))
 
     def on_epoch_end(self, epoch, logs=None):
         super().on_epoch_end(epoch, logs)
-        self._writer.flush()
+        logs = logs or {}
+        step = step_of(self.model)
+        self._open_session(None)
+        self.early_phase.check(logs)
+        self._write_early_phase()
+        self._write_memorization(logs, "", self._train_writer, step)
+        if "val_clean_accuracy" in logs:
+            self._write_memorization(logs, "val_", self._val_writer, step)
+        if self.probe is not None and self.probe.every == "epoch":
+            self._write_probe(step)
+        self._write_heat_map(step, at_last=False)
+        self._write_metrics(logs, step)
+        # What Keras has written, which would be lost with a killed process.
+        self._train_writer.flush()
+        if any(name.startswith("val_") for name in logs):
+            self._val_writer.flush()
 
     def on_train_end(self, logs=None):
+        step = step_of(self.model)
+        if self._is_open:
+            self._write_heat_map(step, at_last=True)
+            self._write(self._session, summaries.session_end(), step)
+            self._session.close()
         super().on_train_end(logs)
-        self._writer.close()
+        self._end = self.log_dir, step
+
+    def _write(self, writer, buffer: bytes, step: int) -> None:
+        # Keras's `update_freq` is for its own summaries.
+        with writer.as_default(), tf.summary.record_if(True):
+            tf.summary.experimental.write_raw_pb(buffer, step=step)
+        # At once, so that no backup of the weights is ahead of the curves.
+        writer.flush()
+
+    def _write_scalars(self, values: Mapping[str, float], step: int) -> None:
+        if values:
+            self._write(self._train_writer, summaries.scalars(values), step)
+
+    def _write_measurements(self, measured) -> None:
+        if self._layers is None:
+            variables = self.model.model.trainable_variables
+            self._layers = groups_of(variables, "layer")
+        for step, traces, penalty in zip(
+            measured.step.tolist(), measured.trace_by_variable, measured.penalty
+        ):
+            if step % self.write_every:
+                continue
+            values = {}
+            if not math.isnan(traces.sum()):
+                by_layer = {
+                    layer: float(traces[members].sum())
+                    for layer, members in self._layers.items()
+                }
+                if self._map is not None:
+                    self._map.add(step, by_layer)
+                values[tags.TRACE] = traces.sum()
+                values[tags.EXPLOSION] = self.early_phase.explosion_at(step)
+                if self.by_layer:
+                    values |= _prefixed(tags.TRACE_BY_LAYER, by_layer)
+            if not math.isnan(penalty):
+                values[tags.PENALTY] = penalty
+            self._write_scalars(values, step)
+
+    def _write_early_phase(self) -> None:
+        early = self.early_phase
+        if not self._threshold_is_written and math.isfinite(
+            early.crossing if early.crossing is not None else math.nan
+        ):
+            self._write_scalars(
+                {tags.EARLY_THRESHOLD: early.crossing}, early.steps[0]
+            )
+            self._threshold_is_written = True
+        if not self._early_is_written and early.early_step is not None:
+            self._write_scalars(
+                {tags.EARLY_TRACE: early.early_trace}, early.early_step
+            )
+            self._early_is_written = True
+
+    def _write_memorization(self, logs, prefix: str, writer, step: int) -> None:
+        names = {
+            "clean_accuracy": tags.CLEAN,
+            "noisy_accuracy": tags.NOISY,
+            "recovered_accuracy": tags.RECOVERED,
+        }
+        values = {
+            tag: logs[prefix + name]
+            for name, tag in names.items()
+            if prefix + name in logs
+        }
+        if values:
+            values[tags.GAP] = values[tags.CLEAN] - values[tags.NOISY]
+            self._write(writer, summaries.scalars(values), step)
+
+    def _write_probe(self, step: int) -> None:
+        by_layer = self.probe.measure(self.model)
+        values = {tags.PROBE_TRACE: sum(by_layer.values())}
+        if self.by_layer:
+            values |= _prefixed(tags.PROBE_TRACE_BY_LAYER, by_layer)
+        self._write_scalars(values, step)
+
+    def _write_heat_map(self, step: int, *, at_last: bool) -> None:
+        if self._map is None or not self._map.is_due(at_last=at_last):
+            return
+        pixels = self._map.draw()
+        with self._train_writer.as_default(), tf.summary.record_if(True):
+            tf.summary.image(tags.HEAT_MAP, pixels[None], step=step)
+
+    def _open_session(self, batch_size: int | None) -> None:
+        """Writes the hyperparameters, once in a fit."""
+        if self._session_is_open:
+            return
+        found = hyperparameters_lib.of(self.model, batch_size)
+        found |= hyperparameters_lib.simple(self.hyperparameters)
+        # Unique, and begins with what the narrow column can show.
+        parent, name = os.path.split(os.path.normpath(self.log_dir))
+        buffer = summaries.session_start(found, f"{name} in {parent or '.'}")
+        self._write(self._session, buffer, step=0)
+        self._session_is_open = True
+
+    def _write_metrics(self, logs: Mapping[str, float], step: int) -> None:
+        early = self.early_phase
+        values = {
+            name: value
+            for name, value in logs.items()
+            if not name.startswith("fisher_")
+        }
+        values["early_trace"] = early.early_trace
+        values["peak_trace"] = early.peak_trace
+        values["explosion"] = early.explosion
+        known = {
+            tags.METRIC + name: value
+            for name, value in values.items()
+            if not math.isnan(value)
+        }
+        self._write(self._session, summaries.scalars(known), step)
+
+
+def _prefixed(prefix: str, values: Mapping[str, float]) -> dict[str, float]:
+    return {prefix + name: float(value) for name, value in values.items()}
+
+
+def _holds_run(directory: str) -> bool:
+    return any(
+        tags.is_fisher(point.tag)
+        for point in event_files.scalars(os.path.join(directory, tags.TRAIN))
+    )
+
+
+def _check_writable(directory: str) -> None:
+    trial = os.path.join(directory, tags.TRAIN, ".writable")
+    try:
+        tf.io.gfile.makedirs(os.path.dirname(trial))
+        with tf.io.gfile.GFile(trial, "w") as file:
+            file.write("")
+        tf.io.gfile.remove(trial)
+    except (tf.errors.OpError, OSError) as error:
+        raise ValueError(
+            "`log_dir` must be a directory that can be written. Received: "
+            f"log_dir={directory!r}, and writing fails: {error}"
+        ) from error

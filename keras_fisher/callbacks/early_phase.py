@@ -1,0 +1,236 @@
+"""TrF_i: the trace of the Fisher information early in training."""
+
+from __future__ import annotations
+
+import bisect
+import math
+import warnings
+
+import keras
+import tensorflow as tf
+
+from keras_fisher import checks
+
+
+class EarlyPhase(keras.callbacks.Callback):
+    """Finds TrF_i, the peak of Tr(F), and whether Fisher explodes.
+
+    TrF_i is the Tr(F) last measured when the training loss (or accuracy) first
+    crosses a threshold. Runs that differ in learning rate or batch size are
+    then compared where they have learned equally much, early, and the TrF_i of
+    a run tells how well it will generalize.
+
+    The entry of the logs is looked at after every measured step and after
+    every epoch. Keras averages what is in them over the epoch so far.
+
+    To the logs of each epoch it adds `fisher_early_trace` (NaN until known),
+    `fisher_peak_trace` and `fisher_explosion`, for callbacks that come later
+    in the list, and for the `History`.
+
+    Source: Jastrzebski et al., *Catastrophic Fisher Explosion*, ICML 2021,
+    section 3.
+
+    Args:
+        monitor: Entry of the logs, such as `"loss"` or `"accuracy"`.
+        threshold: Where the early phase ends. None for half of the first value
+            where smaller is better, and 0.5 where larger is. To compare runs,
+            give one that all of them cross.
+        mode: `"min"` if smaller is better, `"max"` if larger is; `"auto"` for
+            `"max"` if `"acc"` is in the name of the entry, else `"min"`.
+        warn_above: Explosion ratio from which one line warns; None for never.
+
+    Attributes:
+        steps: Optimizer steps at which Tr(F) was measured; list of int.
+        traces: The estimates of Tr(F); list of float, of the same length.
+        early_trace: TrF_i; NaN as long as the threshold is not crossed.
+        early_step: The step at which it was measured; None as long.
+        peak_trace: The largest of `traces`; NaN if there is none.
+        peak_step: The step at which it was measured; None if there is none.
+        peaks: The largest of `traces` so far, at each of `steps`.
+        explosion: `peak_trace` over the first of `traces`.
+        crossing: The threshold that the run goes by; None until known.
+
+    Raises:
+        ValueError: If an argument is not as described, or the model is no
+            `FisherModel`.
+
+    Example:
+    ```python
+    early = keras_fisher.callbacks.EarlyPhase("accuracy", threshold=0.6)
+    model.fit(x, y, callbacks=[early])
+    early.early_trace, early.early_step, early.peak_trace
+    ```
+    """
+
+    def __init__(
+        self,
+        monitor: str = "loss",
+        threshold: float | None = None,
+        *,
+        mode: str = "auto",
+        warn_above: float | None = 50.0,
+    ):
+        super().__init__()
+        checks.choice("mode", mode, ("auto", "min", "max"))
+        if threshold is not None:
+            checks.number("threshold", threshold, math.isfinite, "finite")
+        if warn_above is not None:
+            checks.number(
+                "warn_above", warn_above, lambda v: v >= 1, "at least 1"
+            )
+        self.monitor = monitor
+        self.threshold = threshold
+        self.warn_above = warn_above
+        self._rises = mode == "max" or (mode == "auto" and "acc" in monitor)
+        self.restore([], [])
+
+    # What was measured.
+
+    @property
+    def peak_trace(self) -> float:
+        return self.peaks[-1] if self.peaks else math.nan
+
+    @property
+    def peak_step(self) -> int | None:
+        if not self.peaks:
+            return None
+        return self.steps[bisect.bisect_left(self.peaks, self.peak_trace)]
+
+    @property
+    def explosion(self) -> float:
+        return self.explosion_at(self.steps[-1]) if self.steps else math.nan
+
+    def explosion_at(self, step: int) -> float:
+        """The explosion ratio when it was `step`, one of `steps`."""
+        peak = self.peaks[bisect.bisect_left(self.steps, step)]
+        return peak / self.traces[0] if self.traces[0] else math.inf
+
+    def restore(
+        self,
+        steps: list[int],
+        traces: list[float],
+        *,
+        threshold: float | None = None,
+        early: tuple[int, float] | None = None,
+    ) -> None:
+        """Takes up a run that was measured before.
+
+        Args:
+            steps: Optimizer steps, rising.
+            traces: The estimates of Tr(F) at these.
+            threshold: The threshold that the run went by.
+            early: The step and the value of TrF_i, if it is known.
+        """
+        self.steps, self.traces, self.peaks = [], [], []
+        self.early_step, self.early_trace = early or (None, math.nan)
+        self.crossing = self.threshold if threshold is None else threshold
+        self._is_new = not steps
+        self._late = False
+        self._warned = True
+        for step, trace in zip(steps, traces):
+            self._record(step, trace)
+        self._warned = False
+
+    # As a callback.
+
+    def set_model(self, model):
+        check_model(model)
+        super().set_model(model)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        step = step_of(self.model)
+        if self.steps and step <= self.steps[-1]:
+            self._go_back_to(step)
+        elif self._is_new:
+            # A run seen from its middle may have crossed before.
+            self._late = step > 0
+        self._is_new = False
+
+    def on_train_batch_end(self, batch, logs=None):
+        measured = self.model.measurements
+        traces = measured.trace_by_variable.sum(axis=1)
+        found = False
+        for step, trace in zip(measured.step.tolist(), traces.tolist()):
+            if not math.isnan(trace):
+                self._record(step, trace)
+                found = True
+        if found:
+            self.check(logs)
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self.monitor not in (logs or {}):
+            warnings.warn(
+                f"TrF_i is not found, since `{self.monitor}` is not in the "
+                f"logs. They have: {', '.join(logs or {})}.",
+                stacklevel=2,
+            )
+        self.check(logs)
+        if logs is not None:
+            logs["fisher_early_trace"] = self.early_trace
+            logs["fisher_peak_trace"] = self.peak_trace
+            logs["fisher_explosion"] = self.explosion
+
+    def check(self, logs: dict | None) -> None:
+        """Notes TrF_i if the logs have crossed the threshold."""
+        value = (logs or {}).get(self.monitor)
+        if value is None or self.early_step is not None or not self.steps:
+            return
+        if self.crossing is None:
+            self.crossing = 0.5 if self._rises else value / 2
+            if self._late and not self._rises:
+                self.crossing = -math.inf
+        crossed = (
+            value >= self.crossing if self._rises else value <= self.crossing
+        )
+        if crossed and not self._late:
+            self.early_step, self.early_trace = self.steps[-1], self.traces[-1]
+        # Not crossed at the first look: it is still to come.
+        self._late = self._late and crossed
+
+    def _record(self, step: int, trace: float) -> None:
+        if self.steps and step <= self.steps[-1]:
+            return  # known; the callback may be asked by two
+        self.steps.append(step)
+        self.traces.append(trace)
+        self.peaks.append(max(trace, self.peaks[-1]) if self.peaks else trace)
+        if self.warn_above is None or self._warned:
+            return
+        if self.explosion > self.warn_above:
+            self._warned = True
+            warnings.warn(
+                f"Fisher explosion: Tr(F) has reached {trace:.4g} at step "
+                f"{step}, {self.explosion:.3g} times its first value. A larger "
+                "learning rate, a smaller batch or a Fisher Penalty keep it "
+                "small.",
+                stacklevel=2,
+            )
+
+    def _go_back_to(self, step: int) -> None:
+        """Forgets what was measured at this step and later."""
+        kept = bisect.bisect_left(self.steps, step)
+        early = None
+        if self.early_step is not None and self.early_step < step:
+            early = self.early_step, self.early_trace
+        self.restore(
+            self.steps[:kept],
+            self.traces[:kept],
+            threshold=self.crossing if kept else None,
+            early=early,
+        )
+
+
+def check_model(model: keras.Model) -> None:
+    """Raises a `ValueError` if there is nothing to read from a model."""
+    if not hasattr(model, "measurements"):
+        raise ValueError(
+            "This callback shows what a `FisherModel` measures. Received: "
+            f"{model.name} of type {type(model).__name__}. Train "
+            "`keras_fisher.FisherModel(model)`; for a model with the layer "
+            "`FisherRegularization`, `keras.callbacks.TensorBoard` writes "
+            "`epoch_fisher_trace`."
+        )
+
+
+def step_of(model: keras.Model) -> int:
+    """Number of updates that a model has seen."""
+    return int(tf.convert_to_tensor(model.optimizer.iterations))

@@ -1,0 +1,86 @@
+"""The hyperparameters of a run, collected without asking."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import numbers
+from typing import Any
+
+import keras
+
+_OF_AVERAGING = ("use_ema", "ema_momentum", "ema_overwrite_frequency")
+# Of an optimizer's configuration; the rest of it is no hyperparameter.
+_NO_HYPERPARAMETER = ("name", "is_legacy_optimizer", "jit_compile")
+
+
+def of(model: keras.Model, batch_size: int | None = None) -> dict[str, Any]:
+    """Hyperparameters of the model, its penalty and its optimizer.
+
+    Args:
+        model: A compiled `FisherModel`.
+        batch_size: Number of examples in a batch, if known.
+
+    Returns:
+        Numbers, booleans and strings by name: `learning_rate`, `batch_size`,
+        `alpha` (0 without a penalty), `penalty` and its other arguments,
+        `optimizer` and its other arguments, `model`, `parameters`,
+        `loss_function`, `precision`, `trace_every`, `seed`.
+    """
+    network = model.model
+    found = {
+        "model": network.name,
+        "parameters": network.count_params(),
+        "precision": network.dtype_policy.name,
+        "loss_function": _name(model.loss),
+        "trace_every": model.trace_every,
+        "seed": model.seed,
+        "batch_size": batch_size,
+        **_of_optimizer(model.optimizer),
+        "penalty": "none",
+        "alpha": 0.0,
+    }
+    if model.penalty is not None:
+        found |= model.penalty.get_config()
+        found["penalty"] = model.penalty.name
+    return simple(found)
+
+
+def simple(values: Mapping[str, Any]) -> dict[str, Any]:
+    """As the HParams page takes them, without those that are not set."""
+    return {
+        key: _simple(value)
+        for key, value in values.items()
+        if value is not None and value != []
+    }
+
+
+def _of_optimizer(optimizer) -> dict[str, Any]:
+    # Mixed precision puts another around it.
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    config = {
+        key: value
+        for key, value in optimizer.get_config().items()
+        if key not in _NO_HYPERPARAMETER
+    }
+    if not config.get("use_ema"):
+        for key in _OF_AVERAGING:
+            config.pop(key, None)
+    return {"optimizer": type(optimizer).__name__, **config}
+
+
+def _name(thing: Any) -> str:
+    if isinstance(thing, str):
+        return thing
+    return getattr(thing, "name", None) or getattr(
+        thing, "__name__", type(thing).__name__
+    )
+
+
+def _simple(value: Any) -> bool | float | str:
+    if isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, numbers.Real):
+        return float(value)
+    if isinstance(value, dict) and "class_name" in value:
+        return value["class_name"]  # a learning-rate schedule
+    return str(value)
