@@ -1,10 +1,8 @@
-"""What the example scripts share: data, networks, and records of a run."""
+"""What the example scripts share: data and networks."""
 
 from __future__ import annotations
 
 import keras
-import numpy as np
-import pandas as pd
 import tensorflow as tf
 
 import keras_fisher
@@ -65,34 +63,3 @@ def build_network(
         ],
         name="mlp",
     )
-
-
-class FisherHistory(keras.callbacks.Callback):
-    """Keeps every measurement of a `FisherModel`, with its step.
-
-    Attributes:
-        steps: Optimizer steps at which Tr(F) was measured.
-        traces: The estimates of Tr(F), of the same length.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.steps: list[int] = []
-        self.traces: list[float] = []
-
-    def on_train_batch_end(self, batch, logs=None):
-        measured = self.model.measurements
-        self.steps.extend(measured.step)
-        self.traces.extend(measured.trace_by_variable.sum(axis=1))
-
-    def by_epoch(self, steps_per_epoch: int) -> pd.Series:
-        """Mean of the estimates in each epoch, by its last step.
-
-        One estimate is unbiased and varies by tens of percent, so the largest
-        of thousands would say more of the draw than of the network.
-        """
-        traces = pd.Series(self.traces, index=self.steps)
-        epochs = np.asarray(self.steps) // steps_per_epoch
-        means = traces.groupby(epochs).mean()
-        means.index = (means.index + 1) * steps_per_epoch
-        return means

@@ -1,12 +1,15 @@
-"""The paper's effect in minutes, on a laptop: `make demo`.
+"""The paper's effects in minutes, on a laptop: `make demo`.
 
-Trains SimpleCNN on mnist1d four times from the same weights: with a small and
-a large learning rate, each without a penalty and with the Fisher Penalty.
-Prints a table, and draws Tr(F) and the test accuracy over the steps.
+Trains SimpleCNN on mnist1d six times from the same weights: with a small and
+a large learning rate, each without a penalty and with the Fisher Penalty; and
+with 40 % of the labels redrawn, without and with it. Prints a table and draws
+Tr(F), the test accuracy and the memorization of the noisy labels, all of it
+read back from what TensorBoard shows.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import time
 
@@ -18,24 +21,39 @@ import common
 import keras
 import matplotlib
 import pandas as pd
+import seaborn
 
 import keras_fisher
+from keras_fisher import plotting
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 _ALPHA = flags.DEFINE_float(
-    "alpha", 0.3, "Strength of the Fisher Penalty.", lower_bound=0.0
+    "alpha",
+    0.3,
+    "Strength of the Fisher Penalty on clean labels.",
+    lower_bound=0.0,
+)
+_NOISY_ALPHA = flags.DEFINE_float(
+    "noisy_alpha",
+    1.0,
+    "Strength of the Fisher Penalty on noisy labels.",
+    lower_bound=0.0,
 )
 _EPOCHS = flags.DEFINE_integer("epochs", 120, "Passes over the data.", 1)
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of all four runs.", 0)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of all runs.", 0)
 _OUTPUT_DIR = flags.DEFINE_string(
     "output_dir", "demo", "Directory for the table, figure and TensorBoard."
 )
 
 _LEARNING_RATES = (0.01, 0.1)
+_NOISY_LEARNING_RATE = 0.03
+_LABEL_NOISE = 0.4
 _BATCH_SIZE = 128
-_COLORS = {0.01: "tab:red", 0.1: "tab:blue"}
+_TRACE_EVERY = 4
+# TrF_i is read where the training accuracy first is as large.
+_EARLY_ACCURACY = 0.5
 
 
 class EpochBar(keras.callbacks.Callback):
@@ -53,21 +71,18 @@ class EpochBar(keras.callbacks.Callback):
         self._bar.update(epoch + 1, [(name, logs[name]) for name in shown])
 
 
-def train(learning_rate: float, alpha: float | None) -> dict:
-    """Trains one of the four networks.
-
-    Returns:
-        The row of the table, with the curves under `"trace"` and
-        `"test_accuracy"` (pandas series by step).
-    """
+def train(
+    log_dir: str, learning_rate: float, alpha: float | None, label_noise: float
+) -> None:
+    """Trains one of the networks, and writes what it shows to `log_dir`."""
     keras.utils.set_random_seed(_SEED.value)
     data, test, classes = common.load_data(
-        "mnist1d", _BATCH_SIZE, seed=_SEED.value
+        "mnist1d", _BATCH_SIZE, label_noise=label_noise, seed=_SEED.value
     )
     model = keras_fisher.FisherModel(
         common.build_network("simple_cnn", (40, 1), classes),
         penalty=None if alpha is None else keras_fisher.FisherPenalty(alpha),
-        trace_every=4,
+        trace_every=_TRACE_EVERY,
         seed=_SEED.value,
     )
     model.compile(
@@ -78,66 +93,85 @@ def train(learning_rate: float, alpha: float | None) -> dict:
         jit_compile=True,
         steps_per_execution=len(data),
     )
-    name = f"lr={learning_rate}, {'FP' if alpha is not None else 'no penalty'}"
-    print(name)
-    fisher = common.FisherHistory()
     board = keras_fisher.callbacks.FisherTensorBoard(
-        os.path.join(_OUTPUT_DIR.value, "logs", name.replace(", ", "-"))
+        log_dir,
+        early_phase=keras_fisher.callbacks.EarlyPhase(
+            "accuracy", _EARLY_ACCURACY, warn_above=None
+        ),
+        write_every=_TRACE_EVERY,
+        hyperparameters={"label_noise": label_noise},
     )
-    begin = time.perf_counter()
-    history = model.fit(
+    model.fit(
         data,
         validation_data=test,
         epochs=_EPOCHS.value,
-        callbacks=[fisher, board, EpochBar()],
+        callbacks=[board, EpochBar()],
         shuffle=False,  # the data set does
         verbose=0,
-    ).history
-    seconds = time.perf_counter() - begin
-    trace = fisher.by_epoch(len(data))
-    accuracy = pd.Series(history["val_accuracy"], index=trace.index)
-    return {
-        "learning rate": learning_rate,
-        "penalty": "none" if alpha is None else f"FP, alpha={alpha:g}",
-        "peak Tr(F)": trace.max(),
-        "train accuracy": history["accuracy"][-1],
-        "test accuracy": history["val_accuracy"][-1],
-        "seconds": seconds,
-        "trace": trace,
-        "test_accuracy": accuracy,
-    }
-
-
-def draw(runs: list[dict], path: str) -> None:
-    """Draws Tr(F) and the test accuracy of all runs over the steps."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
-    for run in runs:
-        style = {
-            "color": _COLORS[run["learning rate"]],
-            "linestyle": "--" if run["penalty"] == "none" else "-",
-            "label": f"learning rate {run['learning rate']:g}, "
-            + ("no penalty" if run["penalty"] == "none" else "Fisher Penalty"),
-        }
-        left.plot(run["trace"].index, run["trace"], **style)
-        right.plot(
-            run["test_accuracy"].index, 100 * run["test_accuracy"], **style
-        )
-    left.set(
-        title="Trace of the Fisher information",
-        xlabel="step",
-        ylabel="Tr(F), mean over an epoch",
-        yscale="log",
     )
-    right.set(
+
+
+def by_epoch(frame: pd.DataFrame) -> pd.DataFrame:
+    """Means of Tr(F) in each epoch, a column for each run.
+
+    One estimate is unbiased and varies by tens of percent, so the largest of
+    thousands would say more of the draw than of the network.
+    """
+    traces = frame[frame["tag"] == "fisher/trace"]
+    steps = traces["step"].max() // _EPOCHS.value + 1
+    epochs = traces["step"] // steps
+    return traces.pivot_table("value", epochs, "run", sort=False)
+
+
+def table(frame: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    """One row for each run: what it was, and what came of it."""
+    return pd.DataFrame(
+        {
+            "learning rate": runs["learning_rate"].map("{:g}".format),
+            "label noise": runs["label_noise"],
+            "penalty": [
+                f"FP, alpha={row.alpha:g}" if row.alpha else "none"
+                for row in runs.itertuples()
+            ],
+            "TrF_i": runs.get("early_trace", math.nan),
+            "peak Tr(F)": by_epoch(frame).max(),
+            "train accuracy": runs["accuracy"],
+            "memorized": runs.get("noisy_accuracy", math.nan),
+            "test accuracy": runs["val_accuracy"],
+        }
+    )
+
+
+def draw(frame: pd.DataFrame, noisy: pd.Series, path: str) -> None:
+    """Draws Tr(F), test accuracy and memorization over the steps."""
+    is_noisy = frame["run"].map(noisy)
+    clean_runs = frame[~is_noisy]
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(14, 4.2))
+    plotting.trace(clean_runs, smooth=8, ax=left)
+    # What comes after the networks have fit all examples is not the matter.
+    left.set(title="Fisher explosion", ylim=(1, None))
+    accuracy = clean_runs[
+        (clean_runs["split"] == "validation")
+        & (clean_runs["tag"] == "epoch_accuracy")
+    ]
+    seaborn.lineplot(
+        x=accuracy["step"] + 1,
+        y=100 * accuracy["value"],
+        hue=accuracy["run"],
+        palette="colorblind",
+        legend=False,
+        ax=middle,
+    )
+    middle.set(
         title="Generalization",
-        xlabel="step",
-        ylabel="test accuracy, %",
+        xlabel="epoch",
+        ylabel="test accuracy (%)",
         ylim=(50, 100),
     )
-    right.legend(loc="lower right", frameon=False)
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.3)
+    plotting.memorization(frame[is_noisy], ax=right)
+    right.set_title(f"{_LABEL_NOISE:.0%} of the labels redrawn")
+    middle.spines[["top", "right"]].set_visible(False)
+    middle.grid(alpha=0.3)
     figure.tight_layout()
     figure.savefig(path, dpi=100)
     plt.close(figure)
@@ -146,26 +180,41 @@ def draw(runs: list[dict], path: str) -> None:
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"Unknown arguments: {argv[1:]}. See --help.")
-    os.makedirs(_OUTPUT_DIR.value, exist_ok=True)
-    runs = [
-        train(learning_rate, alpha)
+    # Each demo has logs of its own.
+    log_dir = os.path.join(
+        _OUTPUT_DIR.value, "logs", time.strftime("%Y%m%d-%H%M%S")
+    )
+    begin = time.perf_counter()
+    settings = [
+        (learning_rate, alpha, 0.0)
         for learning_rate in _LEARNING_RATES
         for alpha in (None, _ALPHA.value)
     ]
-    table = pd.DataFrame(runs).drop(columns=["trace", "test_accuracy"])
+    settings += [
+        (_NOISY_LEARNING_RATE, alpha, _LABEL_NOISE)
+        for alpha in (None, _NOISY_ALPHA.value)
+    ]
+    for learning_rate, alpha, label_noise in settings:
+        name = f"lr={learning_rate:g}" + ("-noisy" if label_noise else "")
+        name += "" if alpha is None else "-FP"
+        print(name)
+        train(os.path.join(log_dir, name), learning_rate, alpha, label_noise)
+    seconds = time.perf_counter() - begin
+
+    frame = keras_fisher.logs.read(log_dir)
+    runs = keras_fisher.logs.runs(log_dir)
+    rows = table(frame, runs)
     formats = {
-        "peak Tr(F)": "{:.0f}".format,
-        "train accuracy": "{:.1%}".format,
-        "test accuracy": "{:.1%}".format,
-        "seconds": "{:.0f}".format,
+        name: "{:.0f}".format if "Tr" in name else "{:.1%}".format
+        for name in rows.select_dtypes("number")
     }
     print()
-    print(table.to_string(index=False, formatters=formats))
-    table.to_csv(os.path.join(_OUTPUT_DIR.value, "table.csv"), index=False)
+    print(rows.to_string(index=False, formatters=formats, na_rep="-"))
+    rows.to_csv(os.path.join(_OUTPUT_DIR.value, "table.csv"), index=False)
     figure = os.path.join(_OUTPUT_DIR.value, "fisher_explosion.png")
-    draw(runs, figure)
-    print(f"\nFigure: {figure}")
-    print(f"TensorBoard: tensorboard --logdir={_OUTPUT_DIR.value}/logs")
+    draw(frame, runs["label_noise"] > 0, figure)
+    print(f"\nTraining took {seconds:.0f} s. Figure: {figure}")
+    print(f"TensorBoard: tensorboard --logdir={log_dir}")
 
 
 if __name__ == "__main__":

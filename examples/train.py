@@ -15,6 +15,8 @@ from absl import app
 from absl import flags
 import common
 import keras
+import numpy as np
+import tensorflow as tf
 
 import keras_fisher
 from keras_fisher import penalties as penalties_lib
@@ -75,6 +77,20 @@ _EXCLUDE = flags.DEFINE_multi_string(
 _TRACE_EVERY = flags.DEFINE_integer(
     "trace_every", 10, "Measure Tr(F) every so many steps.", 1
 )
+_EARLY_ACCURACY = flags.DEFINE_float(
+    "early_accuracy",
+    0.5,
+    "Training accuracy at which TrF_i is read, in [0, 1].",
+    0.0,
+    1.0,
+)
+_PROBE_SIZE = flags.DEFINE_integer(
+    "probe_size",
+    0,
+    "Test examples on which Tr(F) is measured, with little noise, after each "
+    "epoch; 0 for none.",
+    0,
+)
 _LABEL_NOISE = flags.DEFINE_float(
     "label_noise",
     0.0,
@@ -129,6 +145,15 @@ def penalty() -> penalties_lib.Penalty | None:
     )
 
 
+def probe(test: tf.data.Dataset) -> np.ndarray | None:
+    """The examples that `--probe_size` asks for."""
+    if not _PROBE_SIZE.value:
+        return None
+    batch = test.unbatch().batch(_PROBE_SIZE.value).take(1)
+    x, _ = next(batch.as_numpy_iterator())
+    return x
+
+
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"Unknown arguments: {argv[1:]}. See --help.")
@@ -153,10 +178,19 @@ def main(argv: list[str]) -> None:
         jit_compile={"auto": "auto", "true": True, "false": False}[_JIT.value],
         steps_per_execution=_STEPS_PER_EXECUTION.value,
     )
-    callbacks = []
+    early = keras_fisher.callbacks.EarlyPhase("accuracy", _EARLY_ACCURACY.value)
+    callbacks = [early]
     if _LOG_DIR.value:
         callbacks.append(
-            keras_fisher.callbacks.FisherTensorBoard(_LOG_DIR.value)
+            keras_fisher.callbacks.FisherTensorBoard(
+                _LOG_DIR.value,
+                early_phase=early,
+                probe=probe(test),
+                hyperparameters={
+                    "dataset": _DATASET.value,
+                    "label_noise": _LABEL_NOISE.value,
+                },
+            )
         )
     model.fit(
         train,
@@ -166,6 +200,10 @@ def main(argv: list[str]) -> None:
         shuffle=False,  # the data set does
     )
     results = model.evaluate(test, return_dict=True, verbose=0)
+    print(
+        f"TrF_i: {early.early_trace:.4g} (step {early.early_step}), "
+        f"peak Tr(F): {early.peak_trace:.4g} (step {early.peak_step})"
+    )
     print(f"Test accuracy: {100 * results['accuracy']:.1f} %")
 
 

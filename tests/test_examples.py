@@ -75,6 +75,7 @@ def test_train_writes_the_trace_at_its_true_steps(data_dir, tmp_path):
     [
         ("train.py", "--alpha"),
         ("demo.py", "--alpha"),
+        ("plot_logs.py", "--smooth"),
         ("measure.py", "--num_probes"),
     ],
 )
@@ -113,8 +114,73 @@ def test_demo_ends_with_a_table_and_a_figure(data_dir, tmp_path):
     assert result.returncode == 0, result.stderr
     assert "peak Tr(F)" in result.stdout
     assert (tmp_path / "fisher_explosion.png").stat().st_size > 10_000
-    rows = (tmp_path / "table.csv").read_text().splitlines()
-    assert len(rows) == 1 + 4
+    table = pd.read_csv(tmp_path / "table.csv")
+    assert (
+        table["learning rate"].tolist() == [0.01] * 2 + [0.03] * 2 + [0.1] * 2
+    )
+    assert (
+        table["memorized"].notna().tolist()
+        == [False] * 2 + [True] * 2 + [False] * 2
+    )
+    [log_dir] = (tmp_path / "logs").iterdir()
+    assert str(log_dir) in result.stdout
+    traces = keras_fisher.logs.read(log_dir)
+    traces = traces[traces["tag"] == "fisher/trace"]
+    for run, steps in traces.groupby("run")["step"]:
+        assert steps.tolist() == list(range(0, 62, 4)), run
+    # Means over an epoch, so that one draw does not make a peak.
+    epochs = traces["step"] // 31
+    means = traces.groupby(["run", epochs])["value"].mean()
+    np.testing.assert_allclose(
+        table["peak Tr(F)"], means.groupby("run").max(), rtol=1e-6
+    )
+
+
+def test_figures_are_drawn_from_logs(data_dir, tmp_path):
+    for rate in (0.3, 0.1):
+        result = _run(
+            "train.py",
+            "--dataset=digits",
+            "--model=mlp",
+            "--label_noise=0.4",
+            "--epochs=2",
+            "--probe_size=64",
+            "--early_accuracy=0.1",
+            f"--learning_rate={rate}",
+            f"--log_dir={tmp_path}/logs/lr={rate}",
+            data_dir=data_dir,
+        )
+        assert result.returncode == 0, result.stderr
+        assert re.search(r"TrF_i: [\d.]+ \(step \d+\)", result.stdout)
+    result = _run(
+        "plot_logs.py",
+        f"--log_dir={tmp_path}/logs",
+        f"--output_dir={tmp_path}/figures",
+        data_dir=data_dir,
+    )
+    assert result.returncode == 0, result.stderr
+    written = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert written == {
+        "trace.png",
+        "probe_trace.png",
+        "memorization.png",
+        "trace_by_layer-lr=0.1.png",
+        "trace_by_layer-lr=0.3.png",
+        "runs.csv",
+    }
+    runs = pd.read_csv(tmp_path / "figures" / "runs.csv", index_col="run")
+    assert runs["learning_rate"].to_dict() == {
+        "lr=0.1": pytest.approx(0.1),
+        "lr=0.3": pytest.approx(0.3),
+    }
+    assert (runs["dataset"] == "digits").all()
+    assert runs["early_trace"].notna().all()
+
+
+def test_figures_of_nothing_are_an_error(data_dir, tmp_path):
+    result = _run("plot_logs.py", f"--log_dir={tmp_path}", data_dir=data_dir)
+    assert result.returncode != 0
+    assert "no event files" in result.stdout + result.stderr
 
 
 def _network():
