@@ -377,18 +377,30 @@ def test_a_wrong_schedule_of_the_probe_is_refused(every):
 # Plugins.
 
 
-def test_the_layout_of_custom_scalars_has_a_chart_of_each_kind(tmp_path):
-    _fit(_model(), [FisherTensorBoard(tmp_path)], y=_noisy_labels())
-    events = _events(tmp_path / "train")
-    [event] = events.Tensors("custom_scalars__config__")
+def _charts(directory):
+    [event] = _events(directory).Tensors("custom_scalars__config__")
     layout = layout_pb2.Layout.FromString(
         tensor_util.make_ndarray(event.tensor_proto).item()
     )
-    charts = {
+    return {
         chart.title: list(chart.multiline.tag)
         for category in layout.category
         for chart in category.chart
     }
+
+
+def test_without_a_noise_mask_there_is_no_empty_chart(tmp_path):
+    _fit(_model(), [FisherTensorBoard(tmp_path)])
+    assert list(_charts(tmp_path / "train")) == [
+        "Tr(F)",
+        "Explosion ratio",
+        "Tr(F) by layer",
+    ]
+
+
+def test_the_layout_of_custom_scalars_has_a_chart_of_each_kind(tmp_path):
+    _fit(_model(), [FisherTensorBoard(tmp_path)], y=_noisy_labels())
+    charts = _charts(tmp_path / "train")
     assert list(charts) == [
         "Tr(F)",
         "Explosion ratio",
@@ -470,7 +482,17 @@ def test_metrics_of_a_run_are_its_last_values(tmp_path):
     assert [s for s, _ in metrics["metric/accuracy"]] == steps
     last = {tag: points[-1][1] for tag, points in metrics.items()}
     logs = record.logs[30]
-    for name in ("loss", "accuracy", "val_loss", "val_accuracy"):
+    assert set(last) == {
+        f"metric/{name}"
+        for name in (
+            "accuracy",
+            "early_trace",
+            "explosion",
+            "peak_trace",
+            "val_accuracy",
+        )
+    }
+    for name in ("accuracy", "val_accuracy"):
         assert last[f"metric/{name}"] == np.float32(logs[name])
     traces = dict(_curves(tmp_path / "train")["fisher/trace"])
     assert last["metric/peak_trace"] == max(traces.values())
@@ -478,6 +500,20 @@ def test_metrics_of_a_run_are_its_last_values(tmp_path):
         last["metric/explosion"], max(traces.values()) / traces[0], rtol=1e-6
     )
     assert last["metric/early_trace"] == traces[early.early_step]
+
+
+def test_without_accuracies_the_losses_are_metrics(tmp_path):
+    model = _model(compiled=False)
+    model.compile(
+        "sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    )
+    record = _Record()
+    _fit(model, [FisherTensorBoard(tmp_path), record], validation_data=(_X, _Y))
+    metrics = _curves(tmp_path / "hparams")
+    for name in ("loss", "val_loss"):
+        value = record.logs[10][name]
+        assert metrics[f"metric/{name}"][-1] == (10, np.float32(value))
+    assert not any("fisher" in tag for tag in metrics)
 
 
 def _images(directory):

@@ -27,6 +27,8 @@ _LAYOUT = {
         "Explosion ratio": [f"^{tags.EXPLOSION}$"],
         "Tr(F) by layer": [f"^{tags.TRACE_BY_LAYER}.*"],
     },
+}
+_WITH_NOISE_MASK = {
     "Memorization": {
         "Clean against noisy accuracy": [f"^{tags.CLEAN}$", f"^{tags.NOISY}$"],
     },
@@ -44,8 +46,9 @@ def scalars(values: Mapping[str, float]) -> bytes:
     return summary.SerializeToString()
 
 
-def custom_scalars() -> bytes:
+def custom_scalars(has_noise_mask: bool) -> bytes:
     """The charts of the Custom Scalars page."""
+    shown = _LAYOUT | (_WITH_NOISE_MASK if has_noise_mask else {})
     layout = layout_pb2.Layout(
         category=[
             layout_pb2.Category(
@@ -53,12 +56,12 @@ def custom_scalars() -> bytes:
                 chart=[
                     layout_pb2.Chart(
                         title=title,
-                        multiline=layout_pb2.MultilineChartContent(tag=shown),
+                        multiline=layout_pb2.MultilineChartContent(tag=lines),
                     )
-                    for title, shown in charts.items()
+                    for title, lines in charts.items()
                 ],
             )
-            for category, charts in _LAYOUT.items()
+            for category, charts in shown.items()
         ]
     )
     return custom_scalar.pb(layout).SerializeToString()

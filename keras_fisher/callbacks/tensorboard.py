@@ -42,9 +42,10 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
 
     Beside the curves: charts of the Custom Scalars page; a row of the HParams
     page, with the hyperparameters of model, optimizer and penalty, and TrF_i,
-    the peak of Tr(F), the explosion ratio and the last values of the logs as
-    metrics; an image of Tr(F) by layer and step, `fisher/heat_map`, at the
-    ends of epochs, as often as it takes 2 % of the time.
+    the peak of Tr(F), the explosion ratio and the last accuracies (without
+    any, all that the logs hold) as metrics; an image of Tr(F) by layer and
+    step, `fisher/heat_map`, at the ends of epochs, as often as it takes 2 % of
+    the time.
 
     A directory holds one run. A run that is resumed (its optimizer's step is
     not 0) goes on in it: points of steps that it will repeat, which a killed
@@ -149,9 +150,8 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
         self._session = tf.summary.create_file_writer(
             os.path.join(self.log_dir, tags.HPARAMS)
         )
-        self._session_is_open = False
+        self._pages_are_open = False
         self._layers = None
-        self._write(self._train_writer, summaries.custom_scalars(), step=0)
 
     def _choose_directory(self, step: int) -> None:
         directories = [self._root]
@@ -231,7 +231,7 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
         self.early_phase.on_train_batch_end(batch, logs)
         measured = self.model.measurements
         if len(measured.step):
-            self._open_session(int(measured.batch_size[0]))
+            self._open_pages(logs, int(measured.batch_size[0]))
             self._write_measurements(measured)
             self._write_early_phase()
         # At least as many as were made; exact where an epoch begins.
@@ -246,7 +246,7 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
         super().on_epoch_end(epoch, logs)
         logs = logs or {}
         step = step_of(self.model)
-        self._open_session(None)
+        self._open_pages(logs, None)
         self.early_phase.check(logs)
         self._write_early_phase()
         self._write_memorization(logs, "", self._train_writer, step)
@@ -350,17 +350,19 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
         with self._train_writer.as_default(), tf.summary.record_if(True):
             tf.summary.image(tags.HEAT_MAP, pixels[None], step=step)
 
-    def _open_session(self, batch_size: int | None) -> None:
-        """Writes the hyperparameters, once in a fit."""
-        if self._session_is_open:
+    def _open_pages(self, logs: Mapping, batch_size: int | None) -> None:
+        """Writes the charts and the hyperparameters, once in a fit."""
+        if self._pages_are_open:
             return
+        charts = summaries.custom_scalars("clean_accuracy" in logs)
+        self._write(self._train_writer, charts, step=0)
         found = hyperparameters_lib.of(self.model, batch_size)
         found |= hyperparameters_lib.simple(self.hyperparameters)
         # Unique, and begins with what the narrow column can show.
         parent, name = os.path.split(os.path.normpath(self.log_dir))
         buffer = summaries.session_start(found, f"{name} in {parent or '.'}")
         self._write(self._session, buffer, step=0)
-        self._session_is_open = True
+        self._pages_are_open = True
 
     def _write_metrics(self, logs: Mapping[str, float], step: int) -> None:
         early = self.early_phase
@@ -369,6 +371,9 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
             for name, value in logs.items()
             if not name.startswith("fisher_")
         }
+        # The page shows the first five unless it is asked for others.
+        accuracies = {name: values[name] for name in values if "acc" in name}
+        values = accuracies or values
         values["early_trace"] = early.early_trace
         values["peak_trace"] = early.peak_trace
         values["explosion"] = early.explosion
