@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import tensorflow as tf
 
 from keras_fisher import event_files
+from keras_fisher import optional
 from keras_fisher import tags
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def read(log_dir: str | os.PathLike[str]) -> pd.DataFrame:
     lr=0.1      97.3
     Name: value, dtype: float64
     """
-    pd = _pandas()
+    pd = optional.imported("pandas", __name__)
     points = [
         (run, split, *point)
         for run, split, directory in _located(log_dir)
@@ -104,7 +105,7 @@ def runs(log_dir: str | os.PathLike[str]) -> pd.DataFrame:
     lr=0.01           0.01        301.7         0.872
     lr=0.1            0.10         81.0         0.939
     """
-    pd = _pandas()
+    pd = optional.imported("pandas", __name__)
     given, measured = {}, {}
     for run, split, directory in _located(log_dir):
         if split in (tags.TRAIN, tags.VALIDATION):
@@ -127,18 +128,6 @@ def runs(log_dir: str | os.PathLike[str]) -> pd.DataFrame:
         columns={name: tags.METRIC + name for name in left.columns}
     )
     return pd.concat([left, right], axis=1).sort_index()
-
-
-def _pandas():
-    try:
-        import pandas as pd
-    except ImportError as error:
-        raise ImportError(
-            f"keras_fisher.logs needs pandas, which cannot be imported "
-            f"({error}). Install it with `pip install keras_fisher[plot]`.",
-            name=error.name,
-        ) from error
-    return pd
 
 
 def _located(log_dir: str | os.PathLike[str]) -> list[tuple[str, str, str]]:

@@ -489,9 +489,7 @@ class FisherModel(keras.Model):
 
         def train_function(iterator):
             if self._next_step is None:
-                self._next_step = int(
-                    tf.convert_to_tensor(self.optimizer.iterations)
-                )
+                self._next_step = step_of(self)
             if isinstance(
                 iterator, (tf.data.Iterator, tf.distribute.DistributedIterator)
             ):
@@ -531,17 +529,27 @@ class FisherModel(keras.Model):
         is known without that nothing was measured.
         """
         call = self._last_call
-        if call is None or not self.observed(call.steps).any():
-            return Measurements(
-                np.zeros([0], np.int64),
-                np.zeros([0, 0]),
-                np.zeros([0]),
-                np.zeros([0], np.int64),
-            )
+        if call is None:
+            return _NOTHING_MEASURED
+        if call.measurements is None:
+            call.measurements = self._measurements_of(call)
+        return call.measurements
+
+    def _measurements_of(self, call: _Call) -> Measurements:
+        if not self.observed(call.steps).any():
+            return _NOTHING_MEASURED
         values = {k: np.asarray(v) for k, v in call.tensors.items()}
         self._next_step = int(values["step"][-1]) + 1
         kept = values.pop("measured")
         return Measurements(**{k: v[kept] for k, v in values.items()})
+
+
+_NOTHING_MEASURED = Measurements(
+    np.zeros([0], np.int64),
+    np.zeros([0, 0]),
+    np.zeros([0]),
+    np.zeros([0], np.int64),
+)
 
 
 class _Call:
@@ -552,11 +560,13 @@ class _Call:
             (the last ones of an epoch, or steps that loss scaling has skipped)
             the host is ahead, looks too early, and learns the true number.
         tensors: What was measured, not waited for.
+        measurements: The same, once a callback has asked for it.
     """
 
     def __init__(self, steps: np.ndarray, tensors: dict[str, tf.Tensor]):
         self.steps = steps
         self.tensors = tensors
+        self.measurements: Measurements | None = None
 
 
 class _Step:
@@ -748,6 +758,11 @@ def _repeated(one_step, count: int):
         return logs, {k: a.gather(tf.range(i)) for k, a in arrays.items()}
 
     return steps
+
+
+def step_of(model: keras.Model) -> int:
+    """Number of updates that a model has seen; waits for those under way."""
+    return int(tf.convert_to_tensor(model.optimizer.iterations))
 
 
 def _check_wrappable(model: Any) -> None:

@@ -14,7 +14,6 @@ brings, and raises an ImportError that says so without them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-import importlib
 import math
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -22,6 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from keras_fisher import optional
 from keras_fisher import tags
 
 if TYPE_CHECKING:
@@ -328,15 +328,7 @@ def trace_by_layer(
 
 
 def _imported(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ImportError(
-            f"keras_fisher.plotting needs {name.partition('.')[0]}, which "
-            f"cannot be imported ({error}). Install it with "
-            "`pip install keras_fisher[plot]`.",
-            name=error.name,
-        ) from error
+    return optional.imported(name, __name__)
 
 
 def _axes(ax: Axes | None, height: float = 4.0) -> Axes:

@@ -7,9 +7,9 @@ import math
 import warnings
 
 import keras
-import tensorflow as tf
 
 from keras_fisher import checks
+from keras_fisher.model import step_of
 
 
 class EarlyPhase(keras.callbacks.Callback):
@@ -126,10 +126,9 @@ class EarlyPhase(keras.callbacks.Callback):
         self.crossing = self.threshold if threshold is None else threshold
         self._is_new = not steps
         self._late = False
-        self._warned = True
+        self._warned = False
         for step, trace in zip(steps, traces):
             self._record(step, trace)
-        self._warned = False
 
     # As a callback.
 
@@ -153,6 +152,7 @@ class EarlyPhase(keras.callbacks.Callback):
         for step, trace in zip(measured.step.tolist(), traces.tolist()):
             if not math.isnan(trace):
                 self._record(step, trace)
+                self._warn(step, trace)
                 found = True
         if found:
             self.check(logs)
@@ -193,6 +193,9 @@ class EarlyPhase(keras.callbacks.Callback):
         self.steps.append(step)
         self.traces.append(trace)
         self.peaks.append(max(trace, self.peaks[-1]) if self.peaks else trace)
+
+    def _warn(self, step: int, trace: float) -> None:
+        """Says once that Tr(F) has exploded."""
         if self.warn_above is None or self._warned:
             return
         if self.explosion > self.warn_above:
@@ -229,8 +232,3 @@ def check_model(model: keras.Model) -> None:
             "`FisherRegularization`, `keras.callbacks.TensorBoard` writes "
             "`epoch_fisher_trace`."
         )
-
-
-def step_of(model: keras.Model) -> int:
-    """Number of updates that a model has seen."""
-    return int(tf.convert_to_tensor(model.optimizer.iterations))

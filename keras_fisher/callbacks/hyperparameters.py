@@ -9,8 +9,6 @@ from typing import Any
 import keras
 
 _OF_AVERAGING = ("use_ema", "ema_momentum", "ema_overwrite_frequency")
-# Of an optimizer's configuration; the rest of it is no hyperparameter.
-_NO_HYPERPARAMETER = ("name", "is_legacy_optimizer", "jit_compile")
 
 
 def of(model: keras.Model, batch_size: int | None = None) -> dict[str, Any]:
@@ -57,11 +55,8 @@ def simple(values: Mapping[str, Any]) -> dict[str, Any]:
 def _of_optimizer(optimizer) -> dict[str, Any]:
     # Mixed precision puts another around it.
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-    config = {
-        key: value
-        for key, value in optimizer.get_config().items()
-        if key not in _NO_HYPERPARAMETER
-    }
+    config = optimizer.get_config()
+    config.pop("name", None)
     if not config.get("use_ema"):
         for key in _OF_AVERAGING:
             config.pop(key, None)

@@ -18,10 +18,10 @@ from keras_fisher.callbacks import hyperparameters as hyperparameters_lib
 from keras_fisher.callbacks import summaries
 from keras_fisher.callbacks.early_phase import EarlyPhase
 from keras_fisher.callbacks.early_phase import check_model
-from keras_fisher.callbacks.early_phase import step_of
 from keras_fisher.callbacks.heat_map import HeatMap
 from keras_fisher.callbacks.probe import Probe
 from keras_fisher.estimates import groups_of
+from keras_fisher.model import step_of
 
 
 class FisherTensorBoard(keras.callbacks.TensorBoard):
@@ -235,10 +235,8 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
             self._write_measurements(measured)
             self._write_early_phase()
         # At least as many as were made; exact where an epoch begins.
-        before, self._step = (
-            self._step,
-            self._step + self.model.steps_per_execution,
-        )
+        before = self._step
+        self._step += self.model.steps_per_execution
         if self.probe is not None and self.probe.is_due(before, self._step):
             self._write_probe(step_of(self.model))
 
@@ -307,12 +305,11 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
             self._write_scalars(values, step)
 
     def _write_early_phase(self) -> None:
-        early = self.early_phase
-        if not self._threshold_is_written and math.isfinite(
-            early.crossing if early.crossing is not None else math.nan
-        ):
+        early, threshold = self.early_phase, self.early_phase.crossing
+        is_known = threshold is not None and math.isfinite(threshold)
+        if is_known and not self._threshold_is_written:
             self._write_scalars(
-                {tags.EARLY_THRESHOLD: early.crossing}, early.steps[0]
+                {tags.EARLY_THRESHOLD: threshold}, early.steps[0]
             )
             self._threshold_is_written = True
         if not self._early_is_written and early.early_step is not None:
