@@ -289,7 +289,12 @@ def layer_heat_map(
     height = ax.get_window_extent().height / ax.figure.dpi
     every = math.ceil(len(layers) * _LABEL_HEIGHT / height)
     ax.set_yticks(range(0, len(layers), every), layers[::every])
-    ax.figure.colorbar(mesh, ax=ax, label="Tr(F)")
+    bar = ax.figure.colorbar(mesh, ax=ax, label="Tr(F)")
+    if high >= 10 * low:
+        # Without what takes as long to draw as all the rest: ticks between
+        # the decades, and powers typeset.
+        bar.minorticks_off()
+        bar.ax.yaxis.set_major_formatter("{x:g}")
     return ax
 
 

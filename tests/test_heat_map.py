@@ -60,6 +60,6 @@ def test_it_is_drawn_when_there_is_something_new_and_time_has_passed(
     assert heat_map.is_due(at_last=True)
     assert not heat_map.is_due(at_last=False)  # too early
     now = time.monotonic()
-    monkeypatch.setattr(time, "monotonic", lambda: now + 50 * took + 1)
+    monkeypatch.setattr(time, "monotonic", lambda: now + 100 * took + 1)
     assert heat_map.is_due(at_last=False)
     assert (heat_map.draw() != pixels).any()

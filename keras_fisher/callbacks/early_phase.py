@@ -147,6 +147,8 @@ class EarlyPhase(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         measured = self.model.measurements
+        if not len(measured.step):
+            return
         traces = measured.trace_by_variable.sum(axis=1)
         found = False
         for step, trace in zip(measured.step.tolist(), traces.tolist()):

@@ -11,8 +11,9 @@ import time
 import numpy as np
 
 _MOST_COLUMNS = 512
+_CHARACTER = 0.085  # inches, of the name of a layer
 # Of the time that goes by, what drawing may take.
-_SHARE = 0.02
+_SHARE = 0.01
 
 
 class HeatMap:
@@ -74,10 +75,15 @@ class HeatMap:
 
         begin = time.monotonic()
         steps, traces, layers = self.collected()
-        figure = Figure(
-            figsize=(7.2, 1.4 + 0.24 * len(layers)),
-            dpi=100,
-            layout="constrained",
+        width, height = 7.2, 1.4 + 0.24 * len(layers)
+        figure = Figure(figsize=(width, height), dpi=100)
+        # A layout engine would measure all text several times.
+        names = 0.3 + _CHARACTER * max(map(len, layers))
+        figure.subplots_adjust(
+            left=min(names / width, 0.5),
+            right=1 - 0.3 / width,
+            bottom=0.55 / height,
+            top=1 - 0.15 / height,
         )
         canvas = backend_agg.FigureCanvasAgg(figure)
         plotting.layer_heat_map(steps, traces, layers, ax=figure.add_subplot())

@@ -44,7 +44,7 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
     page, with the hyperparameters of model, optimizer and penalty, and TrF_i,
     the peak of Tr(F), the explosion ratio and the last accuracies (without
     any, all that the logs hold) as metrics; an image of Tr(F) by layer and
-    step, `fisher/heat_map`, at the ends of epochs, as often as it takes 2 % of
+    step, `fisher/heat_map`, at the ends of epochs, as often as it takes 1 % of
     the time.
 
     A directory holds one run. A run that is resumed (its optimizer's step is
@@ -263,26 +263,29 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
         step = step_of(self.model)
         if self._is_open:
             self._write_heat_map(step, at_last=True)
-            self._write(self._session, summaries.session_end(), step)
+            self._write(self._session, (step, summaries.session_end()))
             self._session.close()
         super().on_train_end(logs)
         self._end = self.log_dir, step
 
-    def _write(self, writer, buffer: bytes, step: int) -> None:
+    def _write(self, writer, *buffers: tuple[int, bytes]) -> None:
+        """Writes buffers, each with its step."""
         # Keras's `update_freq` is for its own summaries.
         with writer.as_default(), tf.summary.record_if(True):
-            tf.summary.experimental.write_raw_pb(buffer, step=step)
+            for step, buffer in buffers:
+                tf.summary.experimental.write_raw_pb(buffer, step=step)
         # At once, so that no backup of the weights is ahead of the curves.
         writer.flush()
 
-    def _write_scalars(self, values: Mapping[str, float], step: int) -> None:
-        if values:
-            self._write(self._train_writer, summaries.scalars(values), step)
+    def _write_scalars(self, *points: tuple[int, Mapping[str, float]]) -> None:
+        buffers = [(step, summaries.scalars(v)) for step, v in points if v]
+        self._write(self._train_writer, *buffers)
 
     def _write_measurements(self, measured) -> None:
         if self._layers is None:
             variables = self.model.model.trainable_variables
             self._layers = groups_of(variables, "layer")
+        points = []
         for step, traces, penalty in zip(
             measured.step.tolist(), measured.trace_by_variable, measured.penalty
         ):
@@ -302,19 +305,20 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
                     values |= _prefixed(tags.TRACE_BY_LAYER, by_layer)
             if not math.isnan(penalty):
                 values[tags.PENALTY] = penalty
-            self._write_scalars(values, step)
+            points.append((step, values))
+        self._write_scalars(*points)
 
     def _write_early_phase(self) -> None:
         early, threshold = self.early_phase, self.early_phase.crossing
         is_known = threshold is not None and math.isfinite(threshold)
         if is_known and not self._threshold_is_written:
             self._write_scalars(
-                {tags.EARLY_THRESHOLD: threshold}, early.steps[0]
+                (early.steps[0], {tags.EARLY_THRESHOLD: threshold})
             )
             self._threshold_is_written = True
         if not self._early_is_written and early.early_step is not None:
             self._write_scalars(
-                {tags.EARLY_TRACE: early.early_trace}, early.early_step
+                (early.early_step, {tags.EARLY_TRACE: early.early_trace})
             )
             self._early_is_written = True
 
@@ -331,14 +335,14 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
         }
         if values:
             values[tags.GAP] = values[tags.CLEAN] - values[tags.NOISY]
-            self._write(writer, summaries.scalars(values), step)
+            self._write(writer, (step, summaries.scalars(values)))
 
     def _write_probe(self, step: int) -> None:
         by_layer = self.probe.measure(self.model)
         values = {tags.PROBE_TRACE: sum(by_layer.values())}
         if self.by_layer:
             values |= _prefixed(tags.PROBE_TRACE_BY_LAYER, by_layer)
-        self._write_scalars(values, step)
+        self._write_scalars((step, values))
 
     def _write_heat_map(self, step: int, *, at_last: bool) -> None:
         if self._map is None or not self._map.is_due(at_last=at_last):
@@ -352,13 +356,13 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
         if self._pages_are_open:
             return
         charts = summaries.custom_scalars("clean_accuracy" in logs)
-        self._write(self._train_writer, charts, step=0)
+        self._write(self._train_writer, (0, charts))
         found = hyperparameters_lib.of(self.model, batch_size)
         found |= hyperparameters_lib.simple(self.hyperparameters)
         # Unique, and begins with what the narrow column can show.
         parent, name = os.path.split(os.path.normpath(self.log_dir))
         buffer = summaries.session_start(found, f"{name} in {parent or '.'}")
-        self._write(self._session, buffer, step=0)
+        self._write(self._session, (0, buffer))
         self._pages_are_open = True
 
     def _write_metrics(self, logs: Mapping[str, float], step: int) -> None:
@@ -379,7 +383,7 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
             for name, value in values.items()
             if not math.isnan(value)
         }
-        self._write(self._session, summaries.scalars(known), step)
+        self._write(self._session, (step, summaries.scalars(known)))
 
 
 def _prefixed(prefix: str, values: Mapping[str, float]) -> dict[str, float]:
