@@ -1,109 +1,312 @@
-"""Step time through `fit`, side by side with `keras.Model.fit`.
+"""Step time and memory through `fit`, beside plain Keras and PyTorch.
 
-All sides train the same network on the same data in this one process, taking
-turns, so that what else the machine does falls on all of them alike. Prints
-the median time of a step and its ratio to plain Keras, with the quartiles of
-the ratio over rounds.
+Every side trains the same network on the same batch in a process of its own,
+and they take turns, so that what else the machine does falls on all of them
+alike. Beside the ratios stands the arithmetic floor: how many more
+multiplications a step has than a plain one. Prints a table for each network,
+and writes all of them with a figure.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+from pathlib import Path
+import platform
+import shlex
+import sys
+import tempfile
 import time
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from absl import app
 from absl import flags
-import keras
+import machine
+from networks import NETWORKS
 import numpy as np
-import tensorflow as tf
+import pandas as pd
+import processes
+import sides
 
-import keras_fisher
-from keras_fisher import FisherPenalty
-
-_ROUNDS = flags.DEFINE_integer("rounds", 15, "Turns of each side.", 3)
-_STEPS = flags.DEFINE_integer("steps", 310, "Steps in a turn.", 1)
+_ROUNDS = flags.DEFINE_integer("rounds", 11, "Turns of each side.", 3)
+_NETWORKS = flags.DEFINE_multi_enum(
+    "network", [], list(NETWORKS), "A network to measure; all if none is given."
+)
+_SIDES = flags.DEFINE_multi_enum(
+    "side", [], list(sides.NAMES), "A side to measure; all if none is given."
+)
+_JIT = flags.DEFINE_enum(
+    "jit",
+    "faster",
+    ["faster", "on", "off"],
+    "Whether XLA compiles the sides of Keras: where it makes plain Keras "
+    "faster on CPUs, or on or off for all networks.",
+)
 _PER_EXECUTION = flags.DEFINE_integer(
-    "steps_per_execution", 31, "Steps in one call of the train function.", 1
+    "steps_per_execution",
+    0,
+    "Steps in one call of the train function; those of a turn, or 31 if these "
+    "are more, if 0.",
+    0,
 )
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Examples a step.", 1)
-_JIT = flags.DEFINE_boolean("jit", True, "Whether to compile with XLA.")
-_SHAPE = flags.DEFINE_list(
-    "shape", ["40", "1"], "Input shape of SimpleCNN, as 40,1 or 32,32,3."
+_PEERS = flags.DEFINE_boolean("peers", True, "Whether to run PyTorch's sides.")
+_TORCH_ENV = flags.DEFINE_string(
+    "torch_env",
+    ".venv-torch",
+    "Virtual environment with PyTorch, from the root of the repository; "
+    "completed or made if anything is missing.",
 )
-_ONLY = flags.DEFINE_list(
-    "only", [], "Names of the sides to run; all if empty."
+_OUTPUT_DIR = flags.DEFINE_string(
+    "output_dir",
+    "benchmarks/results",
+    "Where to write the tables and the figure, from the root of the "
+    "repository.",
 )
 
-_SIDES = {
-    "keras.Model": None,
-    "no penalty no trace": dict(trace_every=None),
-    "trace every 10": dict(),
-    "trace every 50": dict(trace_every=50),
-    "FP every 1": dict(penalty=FisherPenalty(0.1)),
-    "FP every 10": dict(penalty=FisherPenalty(0.1, every=10)),
-    "FP every 10 not reused": dict(
-        penalty=FisherPenalty(0.1, every=10, reuse=False)
-    ),
-    "FP fraction 1/8": dict(penalty=FisherPenalty(0.1, fraction=1 / 8)),
-    "FP finite difference": dict(
-        penalty=FisherPenalty(0.1, method="finite_difference")
-    ),
-    "GP": dict(penalty="gradient", trace_every=None),
-}
+_TORCH = {"PyTorch": "plain", "PyTorch FP": "FP"}
+_TORCH_REQUIREMENTS = ("torch==2.13.0", "numpy")
+_PACKAGES = ("tensorflow", "keras", "numpy")
+_MOST_PER_EXECUTION = 31
+# Idle threads of one framework spin for a while, at the cost of the other.
+_PAUSE = 0.1
 
 
-def compiled(arguments: dict | None) -> keras.Model:
-    """One side: a network with fixed initial weights, ready to fit."""
-    keras.utils.set_random_seed(0)
-    shape = tuple(int(size) for size in _SHAPE.value)
-    model = keras_fisher.applications.SimpleCNN(shape, classes=10)
-    if arguments is not None:
-        model = keras_fisher.FisherModel(model, seed=0, **arguments)
-    model.compile(
-        keras.optimizers.SGD(0.01, momentum=0.9),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
-        jit_compile=_JIT.value,
-        steps_per_execution=_PER_EXECUTION.value,
+def uses_xla(network: str) -> bool:
+    if _JIT.value == "faster":
+        return NETWORKS[network].jit
+    return _JIT.value == "on"
+
+
+def workers(network: str, python: Path | None, saved: str):
+    """Yields names and processes of all sides."""
+    per_execution = _PER_EXECUTION.value or min(
+        NETWORKS[network].steps, _MOST_PER_EXECUTION
     )
-    return model
+    jit = "jit" if uses_xla(network) else "graph"
+    names = _SIDES.value or list(sides.NAMES)
+    for name in dict.fromkeys([sides.PLAIN, *names]):
+        yield (
+            name,
+            processes.Worker(
+                sys.executable,
+                "steps_keras.py",
+                network,
+                name,
+                jit,
+                str(per_execution),
+            ),
+        )
+    if python:
+        for name, penalty in _TORCH.items():
+            yield (
+                name,
+                processes.Worker(
+                    python, "steps_torch.py", network, penalty, saved
+                ),
+            )
 
 
-def dataset() -> tf.data.Dataset:
-    """Random batches, made once, so that only the step takes time."""
-    random = np.random.default_rng(0)
-    shape = tuple(int(size) for size in _SHAPE.value)
-    x = random.normal(size=(_BATCH_SIZE.value, *shape)).astype("float32")
-    y = random.integers(0, 10, size=_BATCH_SIZE.value)
-    return tf.data.Dataset.from_tensors((x, y)).cache().repeat(_STEPS.value)
+def measure(network: str, python: Path | None) -> tuple[pd.DataFrame, dict]:
+    """A row for each side, and the versions of peers."""
+    steps = NETWORKS[network].steps
+    found = {}
+    with tempfile.TemporaryDirectory() as directory:
+        saved = os.path.join(directory, "batch.npz")
+        x, y = NETWORKS[network].batch()
+        np.savez(saved, x=x, y=y)
+        with contextlib.ExitStack() as stack:
+            running = {
+                name: stack.enter_context(worker)
+                for name, worker in workers(network, python, saved)
+            }
+            first = {n: w.ask("first") for n, w in running.items()}
+            for worker in running.values():
+                worker.ask(f"run {steps}")
+            times = {name: [] for name in running}
+            for k in range(_ROUNDS.value):
+                for name, worker in running.items():
+                    time.sleep(_PAUSE)
+                    times[name].append(worker.ask(f"run {steps}"))
+                print(f"{network}: round {k + 1} of {_ROUNDS.value}")
+            peaks = {n: w.ask("peak") for n, w in running.items()}
+            operations = {
+                name: None if name in _TORCH else worker.ask("operations")
+                for name, worker in running.items()
+            }
+            if python:
+                found = running["PyTorch"].ask("versions")
+
+    plain = np.array(times[sides.PLAIN])
+    rows = []
+    for name in running:
+        low, ratio, high = np.percentile(times[name] / plain, [25, 50, 75])
+        before, after = peaks[name]
+        rows.append(
+            {
+                "network": network,
+                "side": name,
+                "median_ms": 1e3 * np.median(times[name]),
+                "ratio": ratio,
+                "ratio_low": low,
+                "ratio_high": high,
+                "floor": (operations[name] or np.nan) / operations[sides.PLAIN],
+                "first_step_s": first[name],
+                "peak_mb": after,
+                "peak_above_mb": after - before,
+            }
+        )
+    return pd.DataFrame(rows), found
+
+
+def for_reading(table: pd.DataFrame) -> pd.DataFrame:
+    """The table of one network, with figures as text."""
+
+    def to_plain(column):
+        own = table[column] / table[column][0]
+        return own.map("{:.2f}".format)
+
+    return pd.DataFrame(
+        {
+            "side": table.side,
+            "ms": table.median_ms.map("{:.4g}".format),
+            "ratio": table.ratio.map("{:.2f}".format),
+            "quartiles": [
+                f"{row.ratio_low:.2f}, {row.ratio_high:.2f}"
+                for row in table.itertuples()
+            ],
+            "floor": table.floor.map(
+                lambda x: "" if np.isnan(x) else f"{x:.2f}"
+            ),
+            "first step s": table.first_step_s.map("{:.1f}".format),
+            "to plain": to_plain("first_step_s"),
+            "peak MB": table.peak_mb.map("{:.0f}".format),
+            "grown by MB": table.peak_above_mb.map("{:.0f}".format),
+            "grown, to plain": to_plain("peak_above_mb"),
+        }
+    )
+
+
+def markdown(shown: pd.DataFrame) -> str:
+    rows = [shown.columns, ["---"] * len(shown.columns), *shown.values]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def report(tables: dict[str, pd.DataFrame], found: dict[str, str]) -> str:
+    """What the results say, and what they were found with."""
+    command = ["python", "benchmarks/steps.py", *sys.argv[1:]]
+    lines = [
+        "# The cost of a step",
+        "",
+        f"Written by `{shlex.join(command)}`, {_ROUNDS.value} rounds.",
+        "",
+    ]
+    for network, table in tables.items():
+        xla = "XLA" if uses_xla(network) else "without XLA"
+        lines += [
+            f"## {network}, batch of {NETWORKS[network].batch_size}, {xla}",
+            "",
+            markdown(for_reading(table)),
+            "",
+        ]
+    lines += [
+        "- `ratio` is the median over rounds of the time of a step to that of "
+        "`keras.Model.fit` in the same round, with its quartiles.",
+        "- `floor` is the same ratio of multiplications in matrix products and "
+        "convolutions, counted in the graph; empty where steps differ.",
+        "- `first step` begins at `compile`; libraries, data and model are "
+        "there already for PyTorch's, the model is not for Keras's.",
+        "- `grown by` is the most memory of the process less what it had "
+        "before the model was made.",
+        "",
+        "![The same as bars](steps.png)",
+        "",
+        f"- processor: {machine.processor()}, {os.cpu_count()} cores",
+        f"- system: {platform.platform()}",
+        *(f"- {name} {version}" for name, version in found.items()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def draw(tables: dict[str, pd.DataFrame], path: Path) -> None:
+    """Ratios as bars, with the floors."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    columns = min(3, len(tables))
+    rows = -(-len(tables) // columns)
+    count = max(map(len, tables.values()))
+    figure, all_axes = plt.subplots(
+        rows,
+        columns,
+        sharey=True,
+        squeeze=False,
+        figsize=(1.6 + 3 * columns, rows * (0.9 + 0.26 * count)),
+        dpi=120,
+    )
+    for axes in all_axes.flat[len(tables) :]:
+        axes.set_visible(False)
+    for axes, (network, table) in zip(all_axes.flat, tables.items()):
+        spread = np.abs(
+            table[["ratio_low", "ratio_high"]].to_numpy().T
+            - table.ratio.to_numpy()
+        )
+        colors = [
+            "tab:blue" if name in _TORCH else "tab:orange"
+            for name in table.side
+        ]
+        positions = np.arange(len(table))
+        axes.barh(
+            positions, table.ratio, xerr=spread, color=colors, ecolor="0.3"
+        )
+        axes.plot(table.floor, positions, "k|", ms=11, mew=2, label="floor")
+        for position, ratio, high in zip(
+            positions, table.ratio, table.ratio_high
+        ):
+            axes.annotate(
+                f"{ratio:.2f}",
+                (high, position),
+                (7, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=7,
+            )
+        axes.set_xlim(0, 1.2 * table[["ratio_high", "floor"]].max().max())
+        axes.set_title(network, fontsize=9)
+        axes.set_yticks(positions, table.side, fontsize=8)
+        axes.tick_params(axis="y", length=0)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in all_axes.flat:
+        if axes.get_visible() and not axes.yaxis_inverted():
+            axes.invert_yaxis()
+    all_axes[0, 0].legend(frameon=False, fontsize=8, loc="lower right")
+    figure.supxlabel("time of a step, to keras.Model.fit", fontsize=9)
+    figure.tight_layout()
+    figure.savefig(path)
 
 
 def main(argv: list[str]) -> None:
     del argv
-    names = _ONLY.value or list(_SIDES)
-    models = {name: compiled(_SIDES[name]) for name in ["keras.Model", *names]}
-    data = dataset()
-    first, times = {}, {name: [] for name in models}
-    for name, model in models.items():
-        begin = time.perf_counter()
-        model.fit(data.take(_PER_EXECUTION.value), verbose=0)
-        first[name] = time.perf_counter() - begin
-    for _ in range(_ROUNDS.value):
-        for name, model in models.items():
-            begin = time.perf_counter()
-            model.fit(data, verbose=0)
-            times[name].append((time.perf_counter() - begin) / _STEPS.value)
+    python = None
+    if _PEERS.value:
+        python = processes.torch_python(_TORCH_ENV.value, _TORCH_REQUIREMENTS)
+    found = {"python": platform.python_version(), **machine.versions(_PACKAGES)}
+    tables = {}
+    for network in _NETWORKS.value or NETWORKS:
+        table, versions = measure(network, python)
+        tables[network] = table
+        found.update(versions)
+        print(for_reading(table).to_string(index=False), flush=True)
 
-    plain = np.array(times["keras.Model"])
-    print(f"{'':26}  ms/step  ratio  (quartiles)    first call, s")
-    for name in models:
-        low, ratio, high = np.percentile(times[name] / plain, [25, 50, 75])
-        print(
-            f"{name:26}{1e3 * np.median(times[name]):9.3f}{ratio:7.2f}"
-            f"  ({low:.2f}, {high:.2f}){first[name]:14.1f}"
-        )
+    output = processes.ROOT / _OUTPUT_DIR.value
+    output.mkdir(parents=True, exist_ok=True)
+    pd.concat(tables.values()).to_csv(
+        output / "steps.csv", index=False, float_format="%.6g"
+    )
+    (output / "steps.md").write_text(report(tables, found))
+    draw(tables, output / "steps.png")
 
 
 if __name__ == "__main__":

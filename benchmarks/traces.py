@@ -12,9 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import contextlib
-import importlib.metadata
 import json
-import math
 import os
 from pathlib import Path
 import platform
@@ -23,15 +21,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 from absl import app
 from absl import flags
 import keras
-import memory as memory_lib
+import machine
 import numpy as np
+import processes
 import tensorflow as tf
 
 import keras_fisher
@@ -57,7 +55,7 @@ _MEMORY_OF = flags.DEFINE_string(
     "memory_of", None, "Only tells the memory of a side; used by the script."
 )
 
-_ROOT = Path(__file__).resolve().parents[1]
+_PACKAGES = ("tensorflow", "keras", "numpy")
 # BackPACK is faster with opt_einsum, and does not ask for it.
 _REQUIREMENTS = (
     "torch==2.13.0",
@@ -144,76 +142,15 @@ def tensorflow_sides(model: keras.Model, x, y) -> dict[str, Callable]:
     return sides
 
 
-class Worker:
-    """A process of `traces_torch.py`, to be used as a context."""
-
-    def __init__(self, python: Path, saved: str):
-        script = Path(__file__).with_name("traces_torch.py")
-        self._process = subprocess.Popen(
-            [python, script, saved],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def ask(self, command: str) -> Any:
-        """What the process answers to one line."""
-        try:
-            print(command, file=self._process.stdin, flush=True)
-            return json.loads(self._process.stdout.readline())
-        except (BrokenPipeError, json.JSONDecodeError):
-            raise SystemExit(
-                f"The process of PyTorch failed at `{command}`; see above. "
-                "--nopeers runs without it."
-            ) from None
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *unused):
-        self._process.communicate()
-
-
-def torch_python() -> Path:
-    """The interpreter of PyTorch's environment, which is made if needed."""
-    directory = _ROOT / _TORCH_ENV.value
-    python = directory / "bin" / "python"
-    imports = "import backpack, nngeometry, numpy, opt_einsum, torch"
-    try:
-        if python.exists():
-            found = subprocess.run([python, "-c", imports], capture_output=True)
-            if found.returncode == 0:
-                return python
-        print(f"Installing {', '.join(_REQUIREMENTS)} in {_TORCH_ENV.value}")
-        subprocess.run([sys.executable, "-m", "venv", directory], check=True)
-        subprocess.run(
-            [python, "-m", "pip", "install", "--quiet", *_REQUIREMENTS],
-            check=True,
-        )
-        subprocess.run([python, "-c", imports], check=True)
-    except (OSError, subprocess.CalledProcessError):
-        raise SystemExit(
-            f"The environment {_TORCH_ENV.value} for PyTorch cannot be made; "
-            f"see above. Make one with {', '.join(_REQUIREMENTS)} and pass it "
-            "as --torch_env, or pass --nopeers."
-        ) from None
-    return python
-
-
-def busy_seconds() -> float:
-    """Time that all processors have worked since boot, NaN if unknown."""
-    statistics = Path("/proc/stat")
-    if not statistics.exists():
-        return math.nan
-    ticks = [int(n) for n in statistics.read_text().split("\n")[0].split()[1:9]]
-    idle = sum(ticks[3:5])
-    return (sum(ticks) - idle) / os.sysconf("SC_CLK_TCK")
+def peer(python: Path, saved: str) -> processes.Worker:
+    """A process with the sides of PyTorch."""
+    return processes.Worker(python, "traces_torch.py", saved)
 
 
 class Usage:
     """What part of the processors other processes take, since it was made."""
 
-    def __init__(self, worker: Worker | None):
+    def __init__(self, worker: processes.Worker | None):
         self._worker = worker
         self._begin = self._now()
 
@@ -221,7 +158,7 @@ class Usage:
         own = time.process_time()
         if self._worker:
             own += self._worker.ask("cpu")
-        return np.array([time.perf_counter(), busy_seconds() - own])
+        return np.array([time.perf_counter(), machine.busy_seconds() - own])
 
     def of_others(self) -> float:
         """The share, NaN if it is not known."""
@@ -230,7 +167,7 @@ class Usage:
 
 
 def take_turn(
-    tensorflow: dict[str, Callable], worker: Worker | None
+    tensorflow: dict[str, Callable], worker: processes.Worker | None
 ) -> dict[str, tuple[float, float]]:
     """Seconds and value of each side, once."""
     turn = {}
@@ -248,7 +185,7 @@ def take_turn(
 
 
 def take_turns(
-    tensorflow: dict[str, Callable], worker: Worker | None
+    tensorflow: dict[str, Callable], worker: processes.Worker | None
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], float]:
     """Seconds and values of each side, by round, and the share of others.
 
@@ -282,10 +219,10 @@ def tell_memory(name: str) -> None:
     """Prints the peaks before and after a side has run in this process."""
     model, (x, y) = network(), batch()
     measure = tensorflow_sides(model, x, y)[name]
-    before = memory_lib.peak()
+    before = machine.peak()
     for _ in range(_MEMORY_CALLS):
         measure()
-    print(json.dumps([before, memory_lib.peak()]))
+    print(json.dumps([before, machine.peak()]))
 
 
 def memory(name: str, python: Path | None, saved: str) -> tuple[float, float]:
@@ -298,7 +235,7 @@ def memory(name: str, python: Path | None, saved: str) -> tuple[float, float]:
             check=True,
         )
         return tuple(json.loads(told.stdout.splitlines()[-1]))
-    with Worker(python, saved) as worker:
+    with peer(python, saved) as worker:
         before = worker.ask("peak")
         for _ in range(_MEMORY_CALLS):
             worker.ask(f"run {name}")
@@ -392,20 +329,6 @@ def markdown(shown) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def processor() -> str:
-    """Name of the processor's model."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1] for line in lines if "model name" in line]
-    return names[0].strip() if names else platform.processor()
-
-
-def versions() -> dict[str, str]:
-    names = ("tensorflow", "keras", "numpy")
-    found = {name: importlib.metadata.version(name) for name in names}
-    return {"python": platform.python_version(), **found}
-
-
 def report(
     shown, warnings: list[str], found: dict[str, str], share: float
 ) -> str:
@@ -437,7 +360,7 @@ def report(
         "",
         "![The same as bars](traces.png)",
         "",
-        f"- processor: {processor()}, {os.cpu_count()} cores; other "
+        f"- processor: {machine.processor()}, {os.cpu_count()} cores; other "
         f"processes took at most {share:.0%} of them in a round",
         f"- system: {platform.platform()}",
         *(f"- {name} {version}" for name, version in found.items()),
@@ -497,9 +420,12 @@ def main(argv: list[str]) -> None:
     if _MEMORY_OF.value:
         tell_memory(_MEMORY_OF.value)
         return
-    python = torch_python() if _PEERS.value else None
+    python = None
+    if _PEERS.value:
+        python = processes.torch_python(_TORCH_ENV.value, _REQUIREMENTS)
     model, (x, y) = network(), batch()
-    tensorflow, found = tensorflow_sides(model, x, y), versions()
+    tensorflow = tensorflow_sides(model, x, y)
+    found = {"python": platform.python_version(), **machine.versions(_PACKAGES)}
     with tempfile.TemporaryDirectory() as directory:
         saved = os.path.join(directory, "batch.npz")
         weights = {
@@ -510,7 +436,7 @@ def main(argv: list[str]) -> None:
         with contextlib.ExitStack() as stack:
             worker = None
             if python:
-                worker = stack.enter_context(Worker(python, saved))
+                worker = stack.enter_context(peer(python, saved))
                 found.update(worker.ask("versions"))
             seconds, values, share = take_turns(tensorflow, worker)
         peaks = {name: memory(name, python, saved) for name in seconds}
@@ -525,7 +451,7 @@ def main(argv: list[str]) -> None:
     print(shown.to_string(index=False))
     for warning in warnings:
         print(warning)
-    output = _ROOT / _OUTPUT_DIR.value
+    output = processes.ROOT / _OUTPUT_DIR.value
     output.mkdir(parents=True, exist_ok=True)
     table.to_csv(output / "traces.csv", index=False, float_format="%.6g")
     (output / "traces.md").write_text(report(shown, warnings, found, share))

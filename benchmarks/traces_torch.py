@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable
 import contextlib
 import copy
-from importlib import metadata
 import json
 import sys
 import time
@@ -21,7 +20,7 @@ import warnings
 from backpack import backpack
 from backpack import extend
 from backpack import extensions
-import memory as memory_lib
+import machine
 from nngeometry.layercollection import LayerCollection
 from nngeometry.metrics import FIM
 from nngeometry.metrics import FIM_MonteCarlo
@@ -185,9 +184,9 @@ def answer(command: str, loaded: tuple, made: dict[str, _Measurement]) -> Any:
     """What to answer a command; keeps the sides it makes in `made`."""
     verb, _, name = command.partition(" ")
     if verb == "versions":
-        return {name: metadata.version(name) for name in _PACKAGES}
+        return machine.versions(_PACKAGES)
     if verb == "peak":
-        return memory_lib.peak()
+        return machine.peak()
     if verb == "cpu":
         return time.process_time()
     if name not in made:

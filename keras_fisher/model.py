@@ -249,23 +249,23 @@ class FisherModel(keras.Model):
 
     def _codes(self, step):
         """The plan for a step as an integer; `step` may be an array."""
-        code = 0 * step
+        nothing = 0 * step
         integer = _caster(step)
+        fresh = reused = measured = nothing
+        if self.trace_every is not None:
+            measured = integer(step % self.trace_every == 0)
         if self.penalty is not None:
             fresh = integer(self.penalty.is_fresh(step))
-            code += _FRESH * fresh
             if self.penalty.stores_gradient:
-                active = integer(self.penalty.is_active(step))
-                code += _REUSED * (active - fresh)
-        measure = 0 * step
-        if self.trace_every is not None:
-            measure = integer(step % self.trace_every == 0)
-        return code * 2 + measure
+                reused = integer(self.penalty.is_active(step)) - fresh
+            if self.penalty.measures_trace:
+                # In passing, so that these steps are all alike.
+                measured += fresh * (1 - measured)
+        return 2 * (_FRESH * fresh + _REUSED * reused) + measured
 
-    def _plan(self, code: int) -> Plan:
+    @staticmethod
+    def _plan(code: int) -> Plan:
         penalize, measure = divmod(int(code), 2)
-        if penalize == _FRESH and self.penalty.measures_trace:
-            measure = True
         return Plan(penalize, bool(measure))
 
     def _reachable_codes(self) -> list[int]:

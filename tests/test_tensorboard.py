@@ -148,8 +148,15 @@ def _by_hand(steps, **kwargs):
     return curves
 
 
-@pytest.mark.parametrize("steps", [1, 7])
-@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize(
+    "jit, steps",
+    [
+        (False, 1),
+        (True, 7),
+        pytest.param(False, 7, marks=pytest.mark.slow),
+        pytest.param(True, 1, marks=pytest.mark.slow),
+    ],
+)
 def test_every_measured_step_is_written_at_its_step(steps, jit, tmp_path):
     penalty = FisherPenalty(0.1, every=5)
     model = _model(penalty, steps_per_execution=steps, jit_compile=jit)
@@ -641,8 +648,15 @@ class _Stop(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("save_freq", ["epoch", 3])
-@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize(
+    "steps, save_freq",
+    [
+        (1, "epoch"),
+        pytest.param(1, 3, marks=pytest.mark.slow),
+        pytest.param(3, "epoch", marks=pytest.mark.slow),
+        (3, 3),
+    ],
+)
 def test_a_resumed_run_has_the_curves_of_one_never_stopped(
     save_freq, steps, tmp_path
 ):
