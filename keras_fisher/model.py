@@ -260,7 +260,7 @@ class FisherModel(keras.Model):
                 reused = integer(self.penalty.is_active(step)) - fresh
             if self.penalty.measures_trace:
                 # In passing, so that these steps are all alike.
-                measured += fresh * (1 - measured)
+                measured = measured | fresh
         return 2 * (_FRESH * fresh + _REUSED * reused) + measured
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Exact second derivatives where TensorFlow's own are not.
+"""Exact second derivatives where TensorFlow's own are not, and faster ones.
 
 Two operations that Keras layers are made of have a wrong second derivative:
 
@@ -13,13 +13,17 @@ Two operations that Keras layers are made of have a wrong second derivative:
   constant in the variance. That leaves the first derivative as it is, since
   Σ (x - mean) = 0, but drops a term of the second.
 
-Both are replaced while a forward pass is recorded, and only then. Keras has
+A third, the convolution, is replaced by one with faster derivatives where
+there are any, see `convolutions`.
+
+All are replaced while a forward pass is recorded, and only then. Keras has
 no public way to do this: this module is the one that reaches into TensorFlow,
 and its tests fail if that stops working.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import contextlib
 import itertools
 import threading
@@ -28,6 +32,8 @@ import tensorflow as tf
 
 # TensorFlow has no public way to ask what it compiles for.
 from tensorflow.python.ops import control_flow_util
+
+from keras_fisher import convolutions
 
 _GRADIENT = "KerasFisherMaxPool"
 _POOLS = ("MaxPool", "MaxPool3D")
@@ -50,7 +56,10 @@ def exact():
     """Context for a forward pass that will be differentiated twice."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(_exact_moments)
-        if _compiles():
+        if not _compiles():
+            if convolutions.are_faster():
+                stack.enter_context(_fast_convolutions)
+        else:
             graph = tf.compat.v1.get_default_graph()
             stack.enter_context(
                 graph.gradient_override_map(dict.fromkeys(_POOLS, _GRADIENT))
@@ -167,9 +176,10 @@ def _moments(x, axes, shift=None, keepdims=False, name=None):
 
 
 class _Replacement:
-    """Context that replaces `tf.nn.moments`, in as many threads as enter."""
+    """Context that replaces a function of `tf.nn`, in any number of threads."""
 
-    def __init__(self):
+    def __init__(self, name: str, function: Callable):
+        self._name, self._function = name, function
         self._lock = threading.Lock()
         self._entered = 0
         self._original = None
@@ -177,15 +187,16 @@ class _Replacement:
     def __enter__(self):
         with self._lock:
             if self._entered == 0:
-                self._original = tf.nn.moments
-                tf.nn.moments = _moments
+                self._original = getattr(tf.nn, self._name)
+                setattr(tf.nn, self._name, self._function)
             self._entered += 1
 
     def __exit__(self, *_):
         with self._lock:
             self._entered -= 1
             if self._entered == 0:
-                tf.nn.moments = self._original
+                setattr(tf.nn, self._name, self._original)
 
 
-_exact_moments = _Replacement()
+_exact_moments = _Replacement("moments", _moments)
+_fast_convolutions = _Replacement("convolution", convolutions.convolution)
