@@ -46,8 +46,8 @@ _JIT = flags.DEFINE_enum(
 _PER_EXECUTION = flags.DEFINE_integer(
     "steps_per_execution",
     0,
-    "Steps in one call of the train function; those of a turn, or 31 if these "
-    "are more, if 0.",
+    "Steps in one call of the train function; if 0, those of an epoch, or 31 "
+    "if these are more.",
     0,
 )
 _PEERS = flags.DEFINE_boolean("peers", True, "Whether to run PyTorch's sides.")

@@ -27,7 +27,9 @@ class Forward:
     Attributes:
         outputs: Outputs for the whole batch, in the order of the batch.
         part_outputs: Outputs for the part that the penalty looks at.
-        rows: Positions of the part's examples in the batch; None for all.
+        start: Position in the batch of the part's first example, which the
+            others follow, past the end of the batch from its beginning; None
+            if the part is all of it.
         mask: Keras mask of `part_outputs`, or None.
         batch_size: Number of examples in the batch.
         part_size: Number of examples in the part.
@@ -42,7 +44,7 @@ class Forward:
 
     outputs: tf.Tensor
     part_outputs: tf.Tensor
-    rows: tf.Tensor | None
+    start: tf.Tensor | None
     mask: tf.Tensor | None
     batch_size: int | tf.Tensor
     part_size: int | tf.Tensor
@@ -56,7 +58,9 @@ class Forward:
 
     def of_part(self, values: tf.Tensor) -> tf.Tensor:
         """The rows of `values`, one per example, that belong to the part."""
-        return values if self.rows is None else tf.gather(values, self.rows)
+        if self.start is None:
+            return values
+        return _turned(values, self.start)[: self.part_size]
 
     def replay(self, targets: list) -> tuple[tf.GradientTape, tf.Tensor]:
         """Runs the part again on other values, and changes nothing.
@@ -83,7 +87,7 @@ class Forward:
         ):
             outputs = self.layer(inputs, training=True)
             if self._picked:
-                outputs = tf.gather(outputs, self.rows)
+                outputs = self.of_part(outputs)
         return tape, outputs
 
 
@@ -103,8 +107,8 @@ def run(
     Args:
         layer: A built layer or model with one output tensor.
         inputs: Its inputs, with the batch as first axis of each.
-        fraction: Share of the batch that makes up the part: a random subset,
-            of one example at least.
+        fraction: Share of the batch that makes up the part: neighbours from
+            a random place on, one example at least.
         seed: Where the draw of the part comes from; not touched if
             `fraction` is 1.
         watch_inputs: Whether inputs of floating point are among the targets.
@@ -122,13 +126,18 @@ def run(
     """
     state_before = _state(layer) if replayable else []
     batch_size = _batch_size(inputs)
-    part_size, rows, order = batch_size, None, None
+    part_size, start = batch_size, None
     if fraction < 1:
         part_size = _part_size(fraction, batch_size)
-        order = sampling.permutation(batch_size, sampling.draw(seed))
-        rows = order[:part_size]
-    split = rows is not None and examples_are_independent(layer)
-    run_on = _take(inputs, rows) if split else inputs
+        # Neighbours can be cut out and put back without a gather, whose
+        # gradient would be a scatter.
+        start = sampling.integers([], batch_size, sampling.draw(seed))
+    split = start is not None and examples_are_independent(layer)
+    run_on, rest = inputs, None
+    if split:
+        turned = keras.tree.map_structure(lambda x: _turned(x, start), inputs)
+        run_on = keras.tree.map_structure(lambda x: x[:part_size], turned)
+        rest = keras.tree.map_structure(lambda x: x[part_size:], turned)
 
     targets = values_of(layer.trainable_variables)
     if watch_inputs:
@@ -142,20 +151,19 @@ def run(
         check_single(outputs)
         mask = keras_mask(outputs)
         part_outputs = outputs
-        if rows is not None and not split:
-            part_outputs = tf.gather(outputs, rows)
-            mask = None if mask is None else tf.gather(mask, rows)
+        if start is not None and not split:
+            part_outputs = _turned(outputs, start)[:part_size]
+            if mask is not None:
+                mask = _turned(mask, start)[:part_size]
     if split:
-        rest = layer(_take(inputs, order[part_size:]), training=True)
-        outputs = tf.gather(
-            tf.concat([part_outputs, rest], axis=0), tf.argsort(order)
-        )
+        others = layer(rest, training=True)
+        outputs = _turned(tf.concat([part_outputs, others], axis=0), -start)
         size = None if tf.is_tensor(batch_size) else batch_size
         outputs = tf.ensure_shape(outputs, [size, *part_outputs.shape[1:]])
     return Forward(
         outputs=outputs,
         part_outputs=part_outputs,
-        rows=rows,
+        start=start,
         mask=mask,
         batch_size=batch_size,
         part_size=part_size,
@@ -165,7 +173,7 @@ def run(
         tape=tape,
         second_tape=second_tape,
         _state_before=state_before,
-        _picked=rows is not None and not split,
+        _picked=start is not None and not split,
     )
 
 
@@ -269,8 +277,9 @@ def _part_size(fraction: float, batch_size):
     return tf.maximum(1, tf.cast(share, tf.int32))
 
 
-def _take(inputs: Any, rows: tf.Tensor) -> Any:
-    return keras.tree.map_structure(lambda x: tf.gather(x, rows), inputs)
+def _turned(x: tf.Tensor, start: tf.Tensor) -> tf.Tensor:
+    """The examples in their order from `start` on, the first after the last."""
+    return tf.roll(x, -start, axis=0)
 
 
 def check_single(outputs: Any) -> None:

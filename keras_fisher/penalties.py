@@ -72,8 +72,9 @@ class Penalty:
     Args:
         alpha: α, a finite number of at least 0.
         fraction: Share of the batch that the penalty is computed on, in
-            (0, 1]: a random subset, of one example at least. The expected
-            penalty does not depend on it, the cost nearly does.
+            (0, 1]: neighbours in the batch from a random place on, one
+            example at least. The expected penalty does not depend on it, the
+            cost nearly does.
         every: Recompute the penalty every so many optimizer steps.
         reuse: Whether the steps in between add the last computed gradient
             again, as the paper does with `every=10`, or nothing.

@@ -113,8 +113,9 @@ def _centred(shape, seed: tf.Tensor) -> tf.Tensor:
     return uniform(shape, seed, tf.float64) + 2.0**-25
 
 
-def integers(shape, bound: int, seed: tf.Tensor) -> tf.Tensor:
+def integers(shape, bound: int | tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     """Draws integers from 0 to `bound - 1`, each as likely as the others."""
+    bound = tf.cast(bound, tf.float64)
     return tf.cast(uniform(shape, seed, tf.float64) * bound, tf.int32)
 
 
