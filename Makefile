@@ -6,7 +6,8 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 # Data sets prepared from packages stay in the checkout.
 export TFDS_DATA_DIR ?= $(CURDIR)/.data
 
-.PHONY: demo test test-all lint format benchmark benchmark-traces clean
+.PHONY: demo test test-all lint format clean \
+    benchmark benchmark-traces benchmark-accuracy
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py
@@ -25,10 +26,10 @@ format: $(VENV)/.installed
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+# These two make an environment of their own for PyTorch and the peers.
 benchmark: $(VENV)/.installed
 	$(BIN)/python benchmarks/steps.py
 
-# Makes an environment of its own for PyTorch and the peers.
 benchmark-traces: $(VENV)/.installed
 	$(BIN)/python benchmarks/traces.py
 
@@ -39,6 +40,9 @@ $(VENV)/.installed: setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@
+
+benchmark-accuracy: $(VENV)/.installed
+	$(BIN)/python benchmarks/accuracy.py
 
 clean:
 	rm -rf $(VENV) .venv-torch .data build *.egg-info

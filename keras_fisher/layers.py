@@ -168,7 +168,7 @@ class FisherRegularization(keras.layers.Wrapper):
                 forward.targets,
                 unconnected_gradients=tf.UnconnectedGradients.ZERO,
             )
-        except LookupError as error:
+        except penalties.NO_SECOND_DERIVATIVE as error:
             raise penalties.no_second_derivative(error) from error
         gradients = [tf.convert_to_tensor(g) for g in gradients]
         if term.traces is not None:

@@ -316,7 +316,7 @@ class FisherModel(keras.Model):
         self._active.step = step
         try:
             logs = super().train_step(data)
-        except LookupError as error:
+        except penalties.NO_SECOND_DERIVATIVE as error:
             raise penalties.no_second_derivative(error) from error
         finally:
             self._active.step = None

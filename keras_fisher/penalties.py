@@ -338,6 +338,12 @@ class Penalty:
             for t, d in zip(forward.targets, direction)
         ]
         there = gradient(*forward.replay(moved), moved, weights)
+        if any(b is None for a, b in zip(here, there) if a is not None):
+            raise ValueError(
+                "The model does not run with other values of its variables "
+                'than their own, which `method="finite_difference"` needs. '
+                "`tf.recompute_grad` does that; take it out of the model."
+            )
         count = tf.cast(count, squares.dtype)
         # One loss scale is in the direction, and one in each gradient.
         scale = tf.cast(loss_scale, squares.dtype)
@@ -573,12 +579,18 @@ def get(identifier: Any) -> Penalty | None:
     )
 
 
-def no_second_derivative(error: LookupError) -> ValueError:
+# What TensorFlow raises in the second backward pass: for most operations
+# without a second derivative, and for `tf.recompute_grad`.
+NO_SECOND_DERIVATIVE = (LookupError, NotImplementedError)
+
+
+def no_second_derivative(error: Exception) -> ValueError:
     """What to tell a user of TensorFlow's error in the second backward pass."""
     return ValueError(
         "A layer has no second derivative, which "
         '`method="exact"` needs. Give the penalty '
-        '`method="finite_difference"`, which works with any layer. '
+        '`method="finite_difference"`, which works with any layer but those '
+        "that `tf.recompute_grad` is around. "
         f"(TensorFlow says: {error})"
     )
 

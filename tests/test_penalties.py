@@ -754,3 +754,29 @@ def test_penalties_survive_serialization(cls):
 def test_docstrings_give_the_arguments(cls):
     for name in keras_fisher.FisherPenalty().get_config():
         assert f"{name}: " in cls.__doc__, name
+
+
+class _Recomputed(keras.layers.Wrapper):
+    """Keeps no activations."""
+
+    def call(self, x):
+        return tf.recompute_grad(lambda x: self.layer(x))(x)
+
+
+@pytest.mark.parametrize(
+    "method, message",
+    [
+        ("exact", "no second derivative"),
+        ("finite_difference", "other values of its variables"),
+    ],
+)
+def test_what_recompute_grad_cannot_do_is_an_error(method, message):
+    model = keras.Sequential(
+        [keras.Input((3,)), _Recomputed(keras.layers.Dense(2))]
+    )
+    model = keras_fisher.FisherModel(model, FisherPenalty(method=method))
+    model.compile(
+        "sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    )
+    with pytest.raises(ValueError, match=message):
+        model.fit(np.ones([4, 3]), np.zeros(4, int), verbose=0)
