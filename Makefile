@@ -7,7 +7,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 export TFDS_DATA_DIR ?= $(CURDIR)/.data
 
 .PHONY: demo test test-all lint format clean \
-    benchmark benchmark-traces benchmark-accuracy
+    benchmark benchmark-traces benchmark-accuracy benchmark-scaling
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py
@@ -43,6 +43,9 @@ $(VENV)/.installed: setup.cfg pyproject.toml
 
 benchmark-accuracy: $(VENV)/.installed
 	$(BIN)/python benchmarks/accuracy.py
+
+benchmark-scaling: $(VENV)/.installed
+	$(BIN)/python benchmarks/scaling.py
 
 clean:
 	rm -rf $(VENV) .venv-torch .data build *.egg-info

@@ -27,6 +27,7 @@ class Network:
         batch_size: Examples in a step.
         jit: Whether XLA makes it faster on CPUs.
         steps: Steps in an epoch: about a quarter of a second.
+        has_tokens: Whether inputs are tokens, not numbers.
     """
 
     build: Callable[[], keras.Model]
@@ -34,24 +35,17 @@ class Network:
     batch_size: int
     jit: bool
     steps: int
-
-    @property
-    def has_tokens(self) -> bool:
-        return len(self.input_shape) == 1 and self.input_shape[0] < 100
+    has_tokens: bool = False
 
     def batch(self) -> tuple[np.ndarray, np.ndarray]:
-        """Random inputs and labels."""
-        return random_batch(self.input_shape, self.batch_size, self.has_tokens)
-
-
-def random_batch(shape, size: int, tokens: bool):
-    """Random inputs, or tokens, and labels; the same in every process."""
-    random = np.random.default_rng(0)
-    if tokens:
-        x = random.integers(0, VOCABULARY, size=(size, *shape))
-    else:
-        x = random.normal(size=(size, *shape)).astype("float32")
-    return x, random.integers(0, 10, size=size)
+        """Random inputs and labels, the same in every process."""
+        random = np.random.default_rng(0)
+        size = (self.batch_size, *self.input_shape)
+        if self.has_tokens:
+            x = random.integers(0, VOCABULARY, size=size)
+        else:
+            x = random.normal(size=size).astype("float32")
+        return x, random.integers(0, 10, size=self.batch_size)
 
 
 def mlp(sizes=(784, 512, 512, 512), classes: int = 10) -> keras.Model:
@@ -128,5 +122,20 @@ NETWORKS = {
     "VGG11 32x32x3": Network(vgg11, (32, 32, 3), 64, False, 1),
     "ResNet-14 32x32x3": Network(resnet14, (32, 32, 3), 64, False, 3),
     "MLP 784-512-512-512-10": Network(mlp, (784,), 256, True, 31),
-    "Transformer 64 tokens": Network(transformer, (64,), 32, True, 12),
+    "Transformer 64 tokens": Network(transformer, (64,), 32, True, 12, True),
 }
+
+
+def sized(batch: int, width: int, depth: int, classes: int) -> str:
+    """Name of a network of dense layers, for `find`."""
+    return f"MLP {batch} {width} {depth} {classes}"
+
+
+def find(name: str) -> Network:
+    """The network with a name, of `NETWORKS` or from `sized`."""
+    if name in NETWORKS:
+        return NETWORKS[name]
+    batch, width, depth, classes = map(int, name.split()[1:])
+    return Network(
+        lambda: mlp([width] * (depth + 1), classes), (width,), batch, True, 1
+    )

@@ -294,19 +294,19 @@ def main(argv: list[str]) -> None:
         python = processes.torch_python(_TORCH_ENV.value, _TORCH_REQUIREMENTS)
     found = {"python": platform.python_version(), **machine.versions(_PACKAGES)}
     tables = {}
+    output = processes.ROOT / _OUTPUT_DIR.value
+    output.mkdir(parents=True, exist_ok=True)
     for network in _NETWORKS.value or NETWORKS:
         table, versions = measure(network, python)
         tables[network] = table
         found.update(versions)
         print(for_reading(table).to_string(index=False), flush=True)
-
-    output = processes.ROOT / _OUTPUT_DIR.value
-    output.mkdir(parents=True, exist_ok=True)
-    pd.concat(tables.values()).to_csv(
-        output / "steps.csv", index=False, float_format="%.6g"
-    )
-    (output / "steps.md").write_text(report(tables, found))
-    draw(tables, output / "steps.png")
+        # Each time, since all networks take the better part of an hour.
+        pd.concat(tables.values()).to_csv(
+            output / "steps.csv", index=False, float_format="%.6g"
+        )
+        (output / "steps.md").write_text(report(tables, found))
+        draw(tables, output / "steps.png")
 
 
 if __name__ == "__main__":

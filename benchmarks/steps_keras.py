@@ -22,7 +22,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import arithmetic
 import keras
 import machine
-from networks import NETWORKS
+import networks
 import sides
 import tensorflow as tf
 
@@ -56,7 +56,7 @@ class Side:
     """
 
     def __init__(self, network: str, side: str, jit: bool, per_execution: int):
-        self._network = NETWORKS[network]
+        self._network = networks.find(network)
         self._side = sides.arguments(side, self._network.batch_size)
         self._jit, self._per_execution = jit, per_execution
         self._batch = tuple(map(tf.constant, self._network.batch()))
