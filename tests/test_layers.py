@@ -46,7 +46,10 @@ def _fit(model, epochs=2, learning_rate=0.1, **kwargs):
     ).history
 
 
-@pytest.mark.parametrize("mode", ["eager", "graph", "xla"])
+@pytest.mark.parametrize(
+    "mode",
+    [pytest.param("eager", marks=pytest.mark.slow), "graph", "xla"],
+)
 @pytest.mark.parametrize(
     "penalty",
     [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import keras
 import networks
 import numpy as np
@@ -62,9 +64,20 @@ def _assert_equal(actual, expected):
 # Nothing changes for those who do not ask for it.
 
 
-@pytest.mark.parametrize("steps", [1, 4])
-@pytest.mark.parametrize("jit", [False, True])
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize(
+    "optimizer, jit, steps",
+    [
+        ("sgd", False, 1),
+        ("adam", True, 4),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in itertools.product(
+                ["sgd", "adam"], [False, True], [1, 4]
+            )
+            if case not in [("sgd", False, 1), ("adam", True, 4)]
+        ),
+    ],
+)
 def test_without_penalty_and_trace_weights_are_the_wrapped_models_own(
     steps, jit, optimizer
 ):
@@ -124,7 +137,10 @@ def test_loss_and_metrics_in_the_logs_are_without_the_penalty():
 # The numbers.
 
 
-@pytest.mark.parametrize("mode", ["eager", "graph", "xla"])
+@pytest.mark.parametrize(
+    "mode",
+    [pytest.param("eager", marks=pytest.mark.slow), "graph", "xla"],
+)
 @pytest.mark.parametrize(
     "penalty",
     [

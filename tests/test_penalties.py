@@ -141,7 +141,10 @@ def test_value_and_gradient_equal_brute_force_in_float64(name):
 
 
 @pytest.mark.parametrize("name", networks.NETWORKS)
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize(
+    "dtype",
+    [pytest.param("float64", marks=pytest.mark.slow), "float32"],
+)
 def test_eager_graph_and_xla_agree_in_both_precisions(name, dtype):
     penalty = FisherPenalty(0.7)
     model, x = networks.build(name, "float64")
@@ -187,7 +190,10 @@ def test_micro_batches_equal_brute_force(name, mode, size):
 
 
 @pytest.mark.parametrize("mode", ["graph", "xla"])
-@pytest.mark.parametrize("name", ["dense", "batch_norm", "gru"])
+@pytest.mark.parametrize(
+    "name",
+    ["dense", "batch_norm", pytest.param("gru", marks=pytest.mark.slow)],
+)
 def test_micro_batches_of_an_unknown_batch_size(name, mode):
     penalty = FisherPenalty(0.7, micro_batch_size=4)
     model, x = networks.build(name)

@@ -188,6 +188,7 @@ def test_images_shows_the_heat_maps(url, page):
     _check_images(page, url)
 
 
+@pytest.mark.slow
 def test_the_python_reader_shows_the_same(log_dir, page):
     with pages.serving(log_dir, load_fast="false") as url:
         _check_custom_scalars(page, url)

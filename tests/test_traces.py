@@ -256,6 +256,7 @@ def test_errors_are_those_of_other_seeds(estimator, num_samples, likelihood):
         )
 
 
+@pytest.mark.slow
 def test_errors_of_examples():
     model, x = _classifier(3)
     exact = keras_fisher.fisher_trace(
