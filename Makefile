@@ -33,6 +33,12 @@ benchmark: $(VENV)/.installed
 benchmark-traces: $(VENV)/.installed
 	$(BIN)/python benchmarks/traces.py
 
+benchmark-accuracy: $(VENV)/.installed
+	$(BIN)/python benchmarks/accuracy.py
+
+benchmark-scaling: $(VENV)/.installed
+	$(BIN)/python benchmarks/scaling.py
+
 $(VENV)/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; assert (3, 10) <= sys.version_info < (3, 14), \
 	    "Python 3.10 to 3.13 is needed, for example: make PYTHON=python3.12"'
@@ -40,12 +46,6 @@ $(VENV)/.installed: setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@
-
-benchmark-accuracy: $(VENV)/.installed
-	$(BIN)/python benchmarks/accuracy.py
-
-benchmark-scaling: $(VENV)/.installed
-	$(BIN)/python benchmarks/scaling.py
 
 clean:
 	rm -rf $(VENV) .venv-torch .data build *.egg-info

@@ -9,9 +9,6 @@ of the penalized sides has made all of its epochs.
 from __future__ import annotations
 
 import os
-import platform
-import shlex
-import sys
 import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -22,7 +19,7 @@ import keras
 import machine
 import numpy as np
 import pandas as pd
-import processes
+import reports
 
 import keras_fisher
 from keras_fisher import FisherPenalty
@@ -147,27 +144,23 @@ def summary(curves: pd.DataFrame) -> pd.DataFrame:
 
 def report(shown: pd.DataFrame) -> str:
     """The table, and what it was found with."""
-    command = ["python", "benchmarks/accuracy.py", *sys.argv[1:]]
     cells = [
-        [f"{x:.1f}" if i else x for i, x in enumerate(r)] for r in shown.values
+        [side, *(f"{figure:.1f}" for figure in figures)]
+        for side, *figures in shown.values
     ]
-    rows = [shown.columns, ["---"] * len(shown.columns), *cells]
-    packages = machine.versions(["tensorflow", "keras"])
     return "\n".join(
         [
             "# Test accuracy with cheaper penalties",
             "",
-            f"Written by `{shlex.join(command)}`: SimpleCNN on mnist1d, "
+            f"Written by `{reports.command()}`: SimpleCNN on mnist1d, "
             f"{_EPOCHS.value} epochs, momentum SGD with learning rate "
             f"{_LEARNING_RATE.value}, {_SEEDS.value} seeds, α = {_ALPHA.value} "
             f"({_REUSED_ALPHA.value} where the gradient is reused); means with "
             "standard errors, median seconds after the first epoch.",
             "",
-            *(f"| {' | '.join(row)} |" for row in rows),
+            reports.markdown(shown.columns, cells),
             "",
-            f"- processor: {machine.processor()}, {os.cpu_count()} cores",
-            f"- python {platform.python_version()}",
-            *(f"- {name} {version}" for name, version in packages.items()),
+            reports.conditions(machine.versions(["tensorflow", "keras"])),
             "",
         ]
     )
@@ -183,8 +176,7 @@ def main(argv: list[str]) -> None:
             print(f"seed {seed}, {side}: {part['accuracy'].iloc[-1]:.3f}")
     text = report(summary(pd.concat(parts)))
     print(text)
-    output = processes.ROOT / _OUTPUT_DIR.value
-    output.mkdir(parents=True, exist_ok=True)
+    output = reports.output_directory(_OUTPUT_DIR.value)
     (output / "accuracy.md").write_text(text)
 
 

@@ -7,9 +7,9 @@ figure of time and memory with fitted exponents.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
-import shlex
 import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -21,6 +21,7 @@ import networks
 import numpy as np
 import pandas as pd
 import processes
+import reports
 import sides
 
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each side.", 1)
@@ -59,11 +60,10 @@ def measure(sizes: dict[str, int]) -> list[dict]:
         )
         for side in _SIDES
     }
-    rows = []
-    try:
-        steps, times = {}, {side: [] for side in workers}
+    steps, times, rows = {}, {side: [] for side in workers}, []
+    with contextlib.ExitStack() as stack:
         for side, worker in workers.items():
-            worker.ask("first")
+            stack.enter_context(worker).ask("first")
             seconds = worker.ask(f"run {_FEWEST}")
             steps[side] = int(np.clip(_SECONDS / seconds, _FEWEST, _MOST))
         for _ in range(_ROUNDS.value):
@@ -78,9 +78,6 @@ def measure(sizes: dict[str, int]) -> list[dict]:
                     "grown_mb": after - before,
                 }
             )
-    finally:
-        for worker in workers.values():
-            worker.__exit__()
     return rows
 
 
@@ -157,35 +154,26 @@ def main(argv: list[str]) -> None:
     shown = exponents(table)
     print(shown.to_string(index=False))
 
-    output = processes.ROOT / _OUTPUT_DIR.value
-    output.mkdir(parents=True, exist_ok=True)
+    output = reports.output_directory(_OUTPUT_DIR.value)
     table.to_csv(output / "scaling.csv", index=False, float_format="%.6g")
     draw(table, output / "scaling.png")
     base = ", ".join(f"{name} {size}" for name, size in _BASE.items())
-    command = ["python", "benchmarks/scaling.py", *sys.argv[1:]]
     cells = [
         [x if isinstance(x, str) else f"{x:.4g}" for x in row]
         for row in shown.values
     ]
-    lines = [shown.columns, ["---"] * len(shown.columns), *cells]
     text = [
         "# How the cost of a step grows",
         "",
-        f"Written by `{shlex.join(command)}`: dense layers, {base} but for the "
+        f"Written by `{reports.command()}`: dense layers, {base} but for the "
         f"size that is varied; XLA {'on' if _JIT.value else 'off'}. The "
         f"exponents are fitted to the {_FITTED} largest sizes.",
         "",
-        *(f"| {' | '.join(line)} |" for line in lines),
+        reports.markdown(shown.columns, cells),
         "",
         "![Time and memory over each size](scaling.png)",
         "",
-        f"- processor: {machine.processor()}, {os.cpu_count()} cores",
-        *(
-            f"- {name} {version}"
-            for name, version in machine.versions(
-                ["tensorflow", "keras"]
-            ).items()
-        ),
+        reports.conditions(machine.versions(["tensorflow", "keras"])),
         "",
     ]
     (output / "scaling.md").write_text("\n".join(text))

@@ -12,8 +12,6 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
-import platform
-import shlex
 import sys
 import tempfile
 import time
@@ -27,6 +25,7 @@ from networks import NETWORKS
 import numpy as np
 import pandas as pd
 import processes
+import reports
 import sides
 
 _ROUNDS = flags.DEFINE_integer("rounds", 11, "Turns of each side.", 3)
@@ -187,26 +186,21 @@ def for_reading(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def markdown(shown: pd.DataFrame) -> str:
-    rows = [shown.columns, ["---"] * len(shown.columns), *shown.values]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
 def report(tables: dict[str, pd.DataFrame], found: dict[str, str]) -> str:
     """What the results say, and what they were found with."""
-    command = ["python", "benchmarks/steps.py", *sys.argv[1:]]
     lines = [
         "# The cost of a step",
         "",
-        f"Written by `{shlex.join(command)}`, {_ROUNDS.value} rounds.",
+        f"Written by `{reports.command()}`, {_ROUNDS.value} rounds.",
         "",
     ]
     for network, table in tables.items():
         xla = "XLA" if uses_xla(network) else "without XLA"
+        shown = for_reading(table)
         lines += [
             f"## {network}, batch of {NETWORKS[network].batch_size}, {xla}",
             "",
-            markdown(for_reading(table)),
+            reports.markdown(shown.columns, shown.values),
             "",
         ]
     lines += [
@@ -214,16 +208,14 @@ def report(tables: dict[str, pd.DataFrame], found: dict[str, str]) -> str:
         "`keras.Model.fit` in the same round, with its quartiles.",
         "- `floor` is the same ratio of multiplications in matrix products and "
         "convolutions, counted in the graph; empty where steps differ.",
-        "- `first step` begins at `compile`; libraries, data and model are "
-        "there already for PyTorch's, the model is not for Keras's.",
+        "- `first step` is a `fit` of one step in Keras, with all that is "
+        "traced and compiled for it; in PyTorch it includes the model.",
         "- `grown by` is the most memory of the process less what it had "
         "before the model was made.",
         "",
         "![The same as bars](steps.png)",
         "",
-        f"- processor: {machine.processor()}, {os.cpu_count()} cores",
-        f"- system: {platform.platform()}",
-        *(f"- {name} {version}" for name, version in found.items()),
+        reports.conditions(found),
     ]
     return "\n".join(lines) + "\n"
 
@@ -261,18 +253,16 @@ def draw(tables: dict[str, pd.DataFrame], path: Path) -> None:
         axes.barh(
             positions, table.ratio, xerr=spread, color=colors, ecolor="0.3"
         )
-        axes.plot(table.floor, positions, "k|", ms=11, mew=2, label="floor")
-        for position, ratio, high in zip(
-            positions, table.ratio, table.ratio_high
-        ):
-            axes.annotate(
-                f"{ratio:.2f}",
-                (high, position),
-                (7, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=7,
-            )
+        axes.plot(table.floor, positions, "k|", ms=11, mew=2)
+        reports.label_bars(
+            axes,
+            table.ratio_high,
+            positions,
+            table.ratio,
+            "{:.2f}",
+            xytext=(7, 0),
+            fontsize=7,
+        )
         axes.set_xlim(0, 1.2 * table[["ratio_high", "floor"]].max().max())
         axes.set_title(network, fontsize=9)
         axes.set_yticks(positions, table.side, fontsize=8)
@@ -281,8 +271,11 @@ def draw(tables: dict[str, pd.DataFrame], path: Path) -> None:
     for axes in all_axes.flat:
         if axes.get_visible() and not axes.yaxis_inverted():
             axes.invert_yaxis()
-    all_axes[0, 0].legend(frameon=False, fontsize=8, loc="lower right")
-    figure.supxlabel("time of a step, to keras.Model.fit", fontsize=9)
+    # A legend's mark would look like one more floor.
+    figure.supxlabel(
+        "time of a step, to keras.Model.fit (black: arithmetic floor)",
+        fontsize=9,
+    )
     figure.tight_layout()
     figure.savefig(path)
 
@@ -292,10 +285,8 @@ def main(argv: list[str]) -> None:
     python = None
     if _PEERS.value:
         python = processes.torch_python(_TORCH_ENV.value, _TORCH_REQUIREMENTS)
-    found = {"python": platform.python_version(), **machine.versions(_PACKAGES)}
-    tables = {}
-    output = processes.ROOT / _OUTPUT_DIR.value
-    output.mkdir(parents=True, exist_ok=True)
+    found, tables = machine.versions(_PACKAGES), {}
+    output = reports.output_directory(_OUTPUT_DIR.value)
     for network in _NETWORKS.value or NETWORKS:
         table, versions = measure(network, python)
         tables[network] = table

@@ -1,7 +1,7 @@
 """One side of `steps.py` in Keras, which runs this in a process of its own.
 
 Reads one command a line, and answers each with a line of JSON: `first`, the
-seconds from `compile` to the end of the first step; `run <steps>`, the seconds
+seconds of a `fit` of one step, the first; `run <steps>`, the seconds
 of a step in epochs of so many in `fit`, the median of some; `peak`, the most
 memory of this process before the model was made and until now, in MB;
 `operations`, multiplications of a step.
@@ -85,9 +85,9 @@ class Side:
 
     def answer(self, command: str) -> Any:
         """What to answer a command."""
-        begin = time.perf_counter()
         verb, _, argument = command.partition(" ")
         if verb == "first":
+            begin = time.perf_counter()
             self._fit(1, epochs=1)
             return time.perf_counter() - begin
         if verb == "run":

@@ -15,8 +15,6 @@ import contextlib
 import json
 import os
 from pathlib import Path
-import platform
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -30,6 +28,7 @@ import keras
 import machine
 import numpy as np
 import processes
+import reports
 import tensorflow as tf
 
 import keras_fisher
@@ -324,28 +323,22 @@ def for_reading(table):
     return shown
 
 
-def markdown(shown) -> str:
-    rows = [shown.columns, ["---"] * len(shown.columns), *shown.values]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
 def report(
     shown, warnings: list[str], found: dict[str, str], share: float
 ) -> str:
     """What the results say, and what they were found with."""
-    command = ["python", "benchmarks/traces.py", *sys.argv[1:]]
     lines = [
         "# Tr(F) beside its peers",
         "",
         "Written by `benchmarks/traces.py`:",
         "",
-        f"```sh\n{shlex.join(command)}\n```",
+        f"```sh\n{reports.command()}\n```",
         "",
         f"SimpleCNN for 32x32x3 images, {_BATCH_SIZE.value} examples, "
         f"{_ROUNDS.value} rounds, XLA {'on' if _JIT.value else 'off'} in "
         "TensorFlow.",
         "",
-        markdown(shown),
+        reports.markdown(shown.columns, shown.values),
         "",
         *(f"{warning}\n" for warning in warnings),
         "- A gradient is one forward and backward pass of the mean loss; "
@@ -360,10 +353,10 @@ def report(
         "",
         "![The same as bars](traces.png)",
         "",
-        f"- processor: {machine.processor()}, {os.cpu_count()} cores; other "
-        f"processes took at most {share:.0%} of them in a round",
-        f"- system: {platform.platform()}",
-        *(f"- {name} {version}" for name, version in found.items()),
+        reports.conditions(
+            found,
+            f"; other processes took at most {share:.0%} of them in a round",
+        ),
     ]
     return "\n".join(lines) + "\n"
 
@@ -391,15 +384,15 @@ def draw(table, path: Path) -> None:
     bars = right.barh(positions, table.peak_above_mb, **style)
     right.bar_label(bars, fmt="%.0f", padding=3, fontsize=8)
     right.margins(x=0.12)
-    for position, ratio, high in zip(positions, table.ratio, table.ratio_high):
-        left.annotate(
-            f"{ratio:.1f}",
-            (high, position),
-            (4, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=8,
-        )
+    reports.label_bars(
+        left,
+        table.ratio_high,
+        positions,
+        table.ratio,
+        "{:.1f}",
+        xytext=(4, 0),
+        fontsize=8,
+    )
     left.margins(x=0.12)
     left.set_yticks(positions, table.side)
     left.invert_yaxis()
@@ -425,7 +418,7 @@ def main(argv: list[str]) -> None:
         python = processes.torch_python(_TORCH_ENV.value, _REQUIREMENTS)
     model, (x, y) = network(), batch()
     tensorflow = tensorflow_sides(model, x, y)
-    found = {"python": platform.python_version(), **machine.versions(_PACKAGES)}
+    found = machine.versions(_PACKAGES)
     with tempfile.TemporaryDirectory() as directory:
         saved = os.path.join(directory, "batch.npz")
         weights = {
@@ -451,8 +444,7 @@ def main(argv: list[str]) -> None:
     print(shown.to_string(index=False))
     for warning in warnings:
         print(warning)
-    output = processes.ROOT / _OUTPUT_DIR.value
-    output.mkdir(parents=True, exist_ok=True)
+    output = reports.output_directory(_OUTPUT_DIR.value)
     table.to_csv(output / "traces.csv", index=False, float_format="%.6g")
     (output / "traces.md").write_text(report(shown, warnings, found, share))
     draw(table, output / "traces.png")

@@ -8,7 +8,7 @@ up to 30 times slower than its convolution at the same arithmetic. With stride
     the gradient at w is x' * δ', with the batch in the place of channels,
 
 and so are theirs. GPUs, XLA and oneDNN have kernels for all of them that are
-as fast, and are left alone.
+as fast; `second_derivatives` decides.
 """
 
 from __future__ import annotations
@@ -16,9 +16,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import tensorflow as tf
-
-# TensorFlow has no public way to ask.
-from tensorflow.python.util import _pywrap_util_port
 
 _PADDINGS = ("SAME", "VALID")
 _DTYPES = (tf.float32, tf.float64)
@@ -30,14 +27,6 @@ class _Axis(NamedTuple):
 
     before: int
     after: int
-
-
-def are_faster() -> bool:
-    """Whether `convolution` is worth it on this machine."""
-    return not (
-        _pywrap_util_port.IsMklEnabled()
-        or tf.config.list_logical_devices("GPU")
-    )
 
 
 def convolution(
@@ -87,7 +76,7 @@ def _padded_convolution(x, w, paddings: list[_Axis]):
 
 
 def _convolve(x: tf.Tensor, w: tf.Tensor, paddings: list[_Axis]) -> tf.Tensor:
-    """X * w, of shape `(batch, height, width, channels)`."""
+    """The convolution of both, of shape `(batch, height, width, channels)`."""
 
     @tf.custom_gradient
     def convolved(x, w):

@@ -60,7 +60,7 @@ class Forward:
         """The rows of `values`, one per example, that belong to the part."""
         if self.start is None:
             return values
-        return _turned(values, self.start)[: self.part_size]
+        return _part(values, self.start, self.part_size)
 
     def replay(self, targets: list) -> tuple[tf.GradientTape, tf.Tensor]:
         """Runs the part again on other values, and changes nothing.
@@ -152,9 +152,8 @@ def run(
         mask = keras_mask(outputs)
         part_outputs = outputs
         if start is not None and not split:
-            part_outputs = _turned(outputs, start)[:part_size]
-            if mask is not None:
-                mask = _turned(mask, start)[:part_size]
+            part_outputs = _part(outputs, start, part_size)
+            mask = None if mask is None else _part(mask, start, part_size)
     if split:
         others = layer(rest, training=True)
         outputs = _turned(tf.concat([part_outputs, others], axis=0), -start)
@@ -280,6 +279,10 @@ def _part_size(fraction: float, batch_size):
 def _turned(x: tf.Tensor, start: tf.Tensor) -> tf.Tensor:
     """The examples in their order from `start` on, the first after the last."""
     return tf.roll(x, -start, axis=0)
+
+
+def _part(x: tf.Tensor, start: tf.Tensor, size) -> tf.Tensor:
+    return _turned(x, start)[:size]
 
 
 def check_single(outputs: Any) -> None:

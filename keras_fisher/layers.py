@@ -162,14 +162,12 @@ class FisherRegularization(keras.layers.Wrapper):
                 loss_scale=scale,
                 batches=replicas,
             )
-        try:
+        with penalties.explained():
             gradients = second_tape.gradient(
                 term.value,
                 forward.targets,
                 unconnected_gradients=tf.UnconnectedGradients.ZERO,
             )
-        except penalties.NO_SECOND_DERIVATIVE as error:
-            raise penalties.no_second_derivative(error) from error
         gradients = [tf.convert_to_tensor(g) for g in gradients]
         if term.traces is not None:
             self.state.fisher_trace.assign(tf.reduce_sum(term.traces))

@@ -315,9 +315,8 @@ class FisherModel(keras.Model):
         step = _Step(self, plan)
         self._active.step = step
         try:
-            logs = super().train_step(data)
-        except penalties.NO_SECOND_DERIVATIVE as error:
-            raise penalties.no_second_derivative(error) from error
+            with penalties.explained():
+                logs = super().train_step(data)
         finally:
             self._active.step = None
         self._remember(step)

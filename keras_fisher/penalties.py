@@ -30,6 +30,7 @@ Used by `FisherModel` and `FisherRegularization`, and in a loop of your own:
 from __future__ import annotations
 
 from collections.abc import Sequence
+import contextlib
 import dataclasses
 import inspect
 import math
@@ -579,20 +580,27 @@ def get(identifier: Any) -> Penalty | None:
     )
 
 
-# What TensorFlow raises in the second backward pass: for most operations
-# without a second derivative, and for `tf.recompute_grad`.
-NO_SECOND_DERIVATIVE = (LookupError, NotImplementedError)
+@contextlib.contextmanager
+def explained():
+    """Context of a second backward pass that says what its errors mean.
 
-
-def no_second_derivative(error: Exception) -> ValueError:
-    """What to tell a user of TensorFlow's error in the second backward pass."""
-    return ValueError(
-        "A layer has no second derivative, which "
-        '`method="exact"` needs. Give the penalty '
-        '`method="finite_difference"`, which works with any layer but those '
-        "that `tf.recompute_grad` is around. "
-        f"(TensorFlow says: {error})"
-    )
+    Raises:
+        ValueError: If a layer has no second derivative.
+    """
+    try:
+        yield
+    except (LookupError, NotImplementedError) as error:
+        # The latter may come from a layer of the user's.
+        is_own = isinstance(error, NotImplementedError)
+        if is_own and "recompute_grad" not in str(error):
+            raise
+        raise ValueError(
+            "A layer has no second derivative, which "
+            '`method="exact"` needs. Give the penalty '
+            '`method="finite_difference"`, which works with any layer but '
+            "those that `tf.recompute_grad` is around. "
+            f"(TensorFlow says: {error})"
+        ) from error
 
 
 def _labels_given(penalty: Penalty, y: tf.Tensor | None) -> tf.Tensor:

@@ -30,8 +30,9 @@ import threading
 
 import tensorflow as tf
 
-# TensorFlow has no public way to ask what it compiles for.
+# TensorFlow has no public way to ask what it compiles for and runs on.
 from tensorflow.python.ops import control_flow_util
+from tensorflow.python.util import _pywrap_util_port
 
 from keras_fisher import convolutions
 
@@ -57,7 +58,7 @@ def exact():
     with contextlib.ExitStack() as stack:
         stack.enter_context(_exact_moments)
         if not _compiles():
-            if convolutions.are_faster():
+            if _runs_on_eigen():
                 stack.enter_context(_fast_convolutions)
         else:
             graph = tf.compat.v1.get_default_graph()
@@ -89,6 +90,14 @@ def _compiles() -> bool:
     graph = tf.compat.v1.get_default_graph()
     return not tf.executing_eagerly() and (
         control_flow_util.GraphOrParentsInXlaContext(graph)
+    )
+
+
+def _runs_on_eigen() -> bool:
+    """Whether that is what computes convolutions, if XLA does not."""
+    return not (
+        _pywrap_util_port.IsMklEnabled()
+        or tf.config.list_logical_devices("GPU")
     )
 
 

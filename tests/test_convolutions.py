@@ -133,7 +133,7 @@ def test_half_precision_is_left_alone():
 def test_convolutions_of_keras_are_replaced_where_that_is_faster(
     layer, faster, jit, monkeypatch
 ):
-    monkeypatch.setattr(convolutions, "are_faster", lambda: faster)
+    monkeypatch.setattr(second_derivatives, "_runs_on_eigen", lambda: faster)
     dimensions = int(layer[4])
     convolution = getattr(keras.layers, layer)(2, 3, padding="same")
     convolution.build([None, *[5] * dimensions, 1])
@@ -156,11 +156,11 @@ def test_convolutions_of_keras_are_replaced_where_that_is_faster(
 
 def test_what_decides_is_still_there(monkeypatch):
     monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: [])
-    mkl = convolutions._pywrap_util_port
+    mkl = second_derivatives._pywrap_util_port
     monkeypatch.setattr(mkl, "IsMklEnabled", lambda: False)
-    assert convolutions.are_faster()
+    assert second_derivatives._runs_on_eigen()
     monkeypatch.setattr(mkl, "IsMklEnabled", lambda: True)
-    assert not convolutions.are_faster()
+    assert not second_derivatives._runs_on_eigen()
     monkeypatch.setattr(mkl, "IsMklEnabled", lambda: False)
     monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: [kind])
-    assert not convolutions.are_faster()
+    assert not second_derivatives._runs_on_eigen()

@@ -786,3 +786,14 @@ def test_what_recompute_grad_cannot_do_is_an_error(method, message):
     )
     with pytest.raises(ValueError, match=message):
         model.fit(np.ones([4, 3]), np.zeros(4, int), verbose=0)
+
+
+class _Unfinished(keras.layers.Layer):
+    def call(self, x):
+        raise NotImplementedError("to be written")
+
+
+def test_what_a_layer_of_the_user_has_not_implemented_stays_its_error():
+    model = keras.Sequential([_Unfinished(), keras.layers.Dense(2)])
+    with pytest.raises(NotImplementedError), penalties.explained():
+        model(np.ones([4, 3]))

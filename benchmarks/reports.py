@@ -1,0 +1,61 @@
+"""How results are written: tables, figures, and what they were found with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+import os
+from pathlib import Path
+import platform
+import shlex
+import sys
+
+import machine
+import processes
+
+
+def command() -> str:
+    """The command that is running."""
+    script = f"benchmarks/{Path(sys.argv[0]).name}"
+    return shlex.join(["python", script, *sys.argv[1:]])
+
+
+def markdown(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table of texts."""
+    columns = list(columns)
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def conditions(found: dict[str, str], more: str = "") -> str:
+    """A list of the machine and of the versions found.
+
+    Args:
+        found: Versions by package.
+        more: What to add to the line of the processor.
+    """
+    lines = [
+        f"processor: {machine.processor()}, {os.cpu_count()} cores{more}",
+        f"system: {platform.platform()}",
+        f"python {platform.python_version()}",
+        *(f"{name} {version}" for name, version in found.items()),
+    ]
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def output_directory(name: str) -> Path:
+    """A directory given from the root of the repository, made if needed."""
+    path = processes.ROOT / name
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def label_bars(axes, ends, positions, values, form: str, **style) -> None:
+    """Writes the value of each horizontal bar behind its end."""
+    for end, position, value in zip(ends, positions, values):
+        axes.annotate(
+            form.format(value),
+            (end, position),
+            textcoords="offset points",
+            va="center",
+            **style,
+        )
