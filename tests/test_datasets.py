@@ -3,12 +3,15 @@
 import os
 import pathlib
 import random
+import shutil
 import subprocess
 import sys
 import types
+import urllib.error
 
 import numpy as np
 import pytest
+import requests
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
@@ -199,7 +202,7 @@ def test_unknown_name_is_an_error_that_lists_the_embedded(tmp_path):
         load("no_such_set", "train", data_dir=tmp_path)
     message = str(error.value)
     assert "'digits' and 'mnist1d'" in message
-    assert "any other name of TensorFlow Datasets" in message
+    assert "'tiny_imagenet' and any other name of TensorFlow" in message
     assert len(message) < 300, f"{len(message)} characters"
 
 
@@ -210,7 +213,12 @@ def test_unknown_split_is_an_error_that_lists_the_splits(data_dir):
 
 
 @pytest.mark.parametrize(
-    "failure", [ConnectionError("no route"), tfds.download.DownloadError("404")]
+    "failure",
+    [
+        requests.exceptions.ConnectionError("no route"),
+        urllib.error.URLError("no route"),
+        tfds.download.DownloadError("HTTP code: 404"),
+    ],
 )
 def test_failed_download_is_an_error_that_says_what_to_do(
     monkeypatch, tmp_path, failure
@@ -218,13 +226,120 @@ def test_failed_download_is_an_error_that_says_what_to_do(
     def fail(*args, **kwargs):
         raise failure
 
-    monkeypatch.setattr(tfds, "load", fail)
+    monkeypatch.setattr(
+        tfds.download.DownloadManager, "download_and_extract", fail
+    )
     with pytest.raises(RuntimeError, match="'cifar10'") as error:
         load("cifar10", "train", data_dir=tmp_path)
-    message = str(error.value)
-    assert str(failure) in message
-    assert "Check the network" in message
     assert error.value.__cause__ is failure
+    message = str(error.value)
+    for part in (
+        str(failure),
+        str(tmp_path),
+        "Check the network",
+        "`data_dir`",
+        "TFDS_DATA_DIR",
+        "`manual_dir`",
+        "'digits' and 'mnist1d' need no network",
+    ):
+        assert part in message, f"{part!r} is not in {message!r}"
+
+
+@pytest.mark.parametrize(
+    ("name", "classes"), [("cifar10", 10), ("cifar100", 100)]
+)
+def test_cifar_comes_as_pairs_of_images_and_labels(tmp_path, name, classes):
+    with tfds.testing.mock_data(num_examples=7):
+        datasets, info = load(
+            name, ["train", "test"], data_dir=tmp_path, with_info=True
+        )
+        for dataset in datasets:
+            assert dataset.element_spec == (
+                tf.TensorSpec((32, 32, 3), tf.float32),
+                tf.TensorSpec((), tf.int64),
+            )
+            x, y = _arrays(dataset)
+            assert len(y) == 7
+            assert 0 <= x.min() < 0.1
+            assert 0.9 < x.max() <= 1
+            assert set(y) <= set(range(classes)), f"labels {set(y)}"
+    assert info.features["label"].num_classes == classes
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_cifar_is_prepared_from_its_archive_and_read_again(
+    monkeypatch, tmp_path, name
+):
+    train, test = _write_cifar(tmp_path / "archive", name)
+    data_dir = tmp_path / "data"
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            tfds.download.DownloadManager,
+            "download_and_extract",
+            lambda self, url: str(tmp_path / "archive"),
+        )
+        load(name, data_dir=data_dir)
+    # The archive is not there any more.
+    shutil.rmtree(tmp_path / "archive")
+    for split, (images, labels) in [("train", train), ("test", test)]:
+        order = np.lexsort(images.reshape(len(images), -1).T)
+        x, y = _arrays(load(name, split, data_dir=data_dir))
+        np.testing.assert_allclose(x, images[order] / 255.0, rtol=1e-6)
+        np.testing.assert_array_equal(y, labels[order])
+
+
+def test_archive_in_manual_dir_is_not_downloaded(monkeypatch, tmp_path):
+    def download(*args, **kwargs):
+        raise AssertionError("downloads")
+
+    monkeypatch.setattr(requests.Session, "get", download)
+    (tmp_path / "cifar-10-binary.tar.gz").write_bytes(b"not the real one")
+    # TFDS has found it, and knows the checksum of the real one.
+    with pytest.raises(Exception, match="wrong checksum") as error:
+        load(
+            "cifar10",
+            "train",
+            data_dir=tmp_path / "data",
+            manual_dir=str(tmp_path),
+        )
+    assert str(tmp_path / "cifar-10-binary.tar.gz") in str(error.value)
+
+
+def _write_cifar(folder, name):
+    """Writes the files of the official archive with a few random images.
+
+    Returns:
+        The images and labels of the training and of the test set.
+    """
+    fine = name == "cifar100"
+    folder = folder / ("cifar-100-binary" if fine else "cifar-10-batches-bin")
+    folder.mkdir(parents=True)
+    names = "\n".join(f"class{i}" for i in range(100 if fine else 10))
+    if fine:
+        coarse = "\n".join(f"group{i}" for i in range(20))
+        (folder / "fine_label_names.txt").write_text(names)
+        (folder / "coarse_label_names.txt").write_text(coarse)
+        train_files, test_files = ["train.bin"], ["test.bin"]
+    else:
+        (folder / "batches.meta.txt").write_text(names + "\n\n")
+        train_files = [f"data_batch_{i}.bin" for i in range(1, 6)]
+        test_files = ["test_batch.bin"]
+    generator = np.random.default_rng(0)
+
+    def write(file):
+        images = generator.integers(0, 256, (3, 3, 32, 32), np.uint8)
+        labels = generator.integers(0, 100 if fine else 10, 3, np.uint8)
+        # A record is the label or labels, then red, green and blue.
+        columns = [labels // 5, labels] if fine else [labels]
+        records = [*(c[:, None] for c in columns), images.reshape(3, -1)]
+        (folder / file).write_bytes(np.hstack(records).tobytes())
+        return images.transpose(0, 2, 3, 1), labels
+
+    def write_all(files):
+        images, labels = zip(*map(write, files))
+        return np.concatenate(images), np.concatenate(labels)
+
+    return write_all(train_files), write_all(test_files)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import logging
 import os
+import pathlib
 from types import ModuleType
 from typing import Any
 
@@ -33,6 +34,7 @@ def load(
     split: Any = None,
     *,
     data_dir: str | os.PathLike[str] | None = None,
+    manual_dir: str | os.PathLike[str] | None = None,
     batch_size: int | None = None,
     shuffle_files: bool = False,
     with_info: bool = False,
@@ -42,7 +44,11 @@ def load(
 
     `"mnist1d"` (signals of shape `(40, 1)`) and `"digits"` (images of shape
     `(8, 8, 1)`) are embedded: they are generated on the machine, once, and
-    need no network. Any other name goes to
+    need no network. `"tiny_imagenet"` (images of shape `(64, 64, 3)`) is read
+    from `manual_dir`, where you have unpacked
+    http://cs231n.stanford.edu/tiny-imagenet-200.zip; its `"test"` split is the
+    archive's `val`, since the images of the archive's `test` have no labels.
+    Any other name, such as `"cifar10"` or `"cifar100"`, goes to
     [TensorFlow Datasets](https://www.tensorflow.org/datasets/catalog), which
     downloads the data set on first use.
 
@@ -51,14 +57,17 @@ def load(
     and NumPy is the same after the call as before.
 
     Args:
-        name: Name of the data set, `"mnist1d"`, `"digits"` or any name that
-            `tfds.load` accepts.
+        name: Name of the data set, `"mnist1d"`, `"digits"`,
+            `"tiny_imagenet"` or any name that `tfds.load` accepts.
         split: What to load, as for `tfds.load`: a split expression such as
             `"train"` or `"train[:10%]"`, a list of them, or `None` for all
             splits.
         data_dir: Folder in which prepared data sets are kept. Defaults to
             the environment variable `TFDS_DATA_DIR`, or else to
             `~/tensorflow_datasets`.
+        manual_dir: Folder of files that you have downloaded yourself: Tiny
+            ImageNet, unpacked, or archives that TFDS shall not download.
+            Defaults to `downloads/manual` in `data_dir`, as in TFDS.
         batch_size: Number of examples in a batch; the last batch may be
             smaller. `None` leaves single examples, to be shuffled first.
         shuffle_files: Whether to shuffle the files of a large data set.
@@ -72,6 +81,7 @@ def load(
         `with_info=True` a pair of that and a `tfds.core.DatasetInfo`.
 
     Raises:
+        FileNotFoundError: If Tiny ImageNet is not in `manual_dir`.
         ImportError: If a package of `keras_fisher[data]` is missing.
         RuntimeError: If the data set cannot be downloaded or written.
         ValueError: If there is no data set or split of that name, if the
@@ -88,13 +98,13 @@ def load(
             f"examples. Received: batch_size={batch_size}. Call `.batch()` on "
             "the result for anything else."
         )
-    datasets, info = _tfds_load(
+    load_pairs = _folder_load if name == "tiny_imagenet" else _tfds_load
+    datasets, info = load_pairs(
         name,
         split=split,
         data_dir=data_dir,
+        manual_dir=manual_dir,
         shuffle_files=shuffle_files,
-        as_supervised=True,
-        with_info=True,
         **kwargs,
     )
     maximum = _input_maximum(info)
@@ -112,10 +122,43 @@ def load(
     return (datasets, info) if with_info else datasets
 
 
-def _tfds_load(name: str, **kwargs: Any) -> Any:
+def _folder_load(
+    name: str,
+    *,
+    data_dir: str | os.PathLike[str] | None,
+    manual_dir: str | os.PathLike[str] | None,
+    **kwargs: Any,
+) -> tuple[Any, Any]:
+    """Returns the data sets of a local folder and their info."""
+    with _missing_package_explained(name):
+        from keras_fisher.datasets import tiny_imagenet
+    data_path = _absolute(data_dir or _default_data_dir())
+    return tiny_imagenet.load_tiny_imagenet(
+        data_dir=data_path,
+        manual_dir=_absolute(manual_dir or data_path / "downloads" / "manual"),
+        **kwargs,
+    )
+
+
+def _tfds_load(
+    name: str,
+    *,
+    data_dir: str | os.PathLike[str] | None,
+    manual_dir: str | os.PathLike[str] | None,
+    **kwargs: Any,
+) -> tuple[Any, Any]:
     """Returns what `tfds.load` returns, and advice where it fails."""
+    kwargs |= dict(data_dir=data_dir, as_supervised=True, with_info=True)
     with _missing_package_explained(name):
         tfds = _tfds_with_embedded_builders()
+        if manual_dir is not None:
+            config = tfds.download.DownloadConfig(
+                manual_dir=_absolute(manual_dir)
+            )
+            kwargs["download_and_prepare_kwargs"] = {
+                **kwargs.get("download_and_prepare_kwargs", {}),
+                "download_config": config,
+            }
         try:
             with borrowed_random_state(), _quiet_logger("absl"):
                 return _load_or_reload(tfds, name, kwargs)
@@ -123,16 +166,30 @@ def _tfds_load(name: str, **kwargs: Any) -> Any:
             # Not chained: TFDS lists more than a thousand names.
             raise ValueError(
                 f"Unknown data set. Received: name={name!r}. Embedded are "
-                f"{_EMBEDDED_NAMES}; any other name of TensorFlow Datasets "
-                "works too: https://www.tensorflow.org/datasets/catalog."
+                f"{_EMBEDDED_NAMES}; 'tiny_imagenet' and any other name of "
+                "TensorFlow Datasets work too: "
+                "https://www.tensorflow.org/datasets/catalog."
             ) from None
         except (OSError, tfds.download.DownloadError) as error:
             raise RuntimeError(
-                f"Could not prepare the data set {name!r}: "
-                f"{type(error).__name__}: {error}. Check the network and the "
-                "disk, or prepare it on another machine and pass that folder "
-                f"as `data_dir`. {_EMBEDDED_NAMES} need no network."
+                f"Could not prepare the data set {name!r} in "
+                f"{data_dir or _default_data_dir()}. "
+                f"{type(error).__name__}: {error}. Check the network and "
+                "the disk. Without a network, prepare it on another machine "
+                "and pass that folder as `data_dir`, or in the environment "
+                "variable TFDS_DATA_DIR; or pass the folder of an archive "
+                "that you have downloaded as `manual_dir`. "
+                f"{_EMBEDDED_NAMES} need no network."
             ) from error
+
+
+def _default_data_dir() -> str:
+    """Returns where TFDS keeps its data sets."""
+    return os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+
+
+def _absolute(path: str | os.PathLike[str]) -> pathlib.Path:
+    return pathlib.Path(path).expanduser().absolute()
 
 
 @contextlib.contextmanager
