@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Iterable
-import numbers
 
 import keras
 
-# Two poolings by 2 must leave at least one pixel.
-_MINIMUM_IMAGE_SIZE = 4
+from keras_fisher.applications import arguments
 
 
 def SimpleCNN(
@@ -64,8 +62,8 @@ def SimpleCNN(
     >>> model.count_params()
     591274
     """
-    shape = _checked_shape(input_shape)
-    _check_classes(classes)
+    shape = arguments.checked_shape(input_shape, ranks=(2, 3), poolings=2)
+    arguments.check_classes(classes)
     features = _signal_features if len(shape) == 2 else _image_features
     inputs = keras.Input(shape, name="inputs")
     outputs = keras.layers.Dense(
@@ -106,34 +104,3 @@ def _image_features(x: keras.KerasTensor) -> keras.KerasTensor:
         )(x)
     x = keras.layers.Flatten(data_format="channels_last", name="flatten")(x)
     return keras.layers.Dense(128, activation="relu", name="hidden")(x)
-
-
-def _checked_shape(input_shape: Iterable[int]) -> tuple[int, ...]:
-    """Returns `input_shape` as a tuple of integers."""
-    shape = tuple(input_shape) if isinstance(input_shape, Iterable) else ()
-    sizes_are_known = all(map(_is_positive_integer, shape))
-    if len(shape) not in (2, 3) or not sizes_are_known:
-        raise ValueError(
-            "`input_shape` must be (length, channels) for signals or (height, "
-            "width, channels) for images, of positive integers and without "
-            f"the batch. Received: input_shape={input_shape!r}."
-        )
-    if len(shape) == 3 and min(shape[:2]) < _MINIMUM_IMAGE_SIZE:
-        raise ValueError(
-            f"Images must be at least {_MINIMUM_IMAGE_SIZE} pixels high and "
-            f"wide, to be pooled twice. Received: input_shape={input_shape!r}. "
-            "Resize or pad them."
-        )
-    return shape
-
-
-def _check_classes(classes: int) -> None:
-    if not _is_positive_integer(classes):
-        raise ValueError(
-            "`classes` must be a positive integer, the number of outputs. "
-            f"Received: classes={classes!r}."
-        )
-
-
-def _is_positive_integer(value: object) -> bool:
-    return isinstance(value, numbers.Integral) and value >= 1
