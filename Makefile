@@ -6,7 +6,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 # Data sets prepared from packages stay in the checkout.
 export TFDS_DATA_DIR ?= $(CURDIR)/.data
 
-.PHONY: demo test test-all lint format clean \
+.PHONY: demo test test-all lint format clean reproduce \
     benchmark benchmark-traces benchmark-accuracy benchmark-scaling
 
 demo: $(VENV)/.installed
@@ -25,6 +25,12 @@ lint: $(VENV)/.installed
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+# The tables and figures of docs/reproduction.md, by two processes that share
+# the runs. Goes on where it was stopped.
+REPRODUCTION := reproduction
+reproduce: $(VENV)/.installed
+	$(BIN)/python examples/reproduce.py --output_dir=$(REPRODUCTION)
 
 # These two make an environment of their own for PyTorch and the peers.
 benchmark: $(VENV)/.installed

@@ -1,13 +1,60 @@
-"""What the example scripts share: data and networks."""
+"""What the example scripts share: data, networks, files."""
 
 from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import os
 
 import keras
 import tensorflow as tf
 
 import keras_fisher
+from keras_fisher import applications
 
-MODELS = ("simple_cnn", "mlp")
+_MODELS = {
+    "simple_cnn": applications.SimpleCNN,
+    "vgg11": applications.VGG11,
+    "resnet20": functools.partial(applications.ResNet, depth=20),
+    "resnet56": functools.partial(applications.ResNet, depth=56),
+    "wide_resnet": functools.partial(
+        applications.WideResNet, depth=16, widen_factor=8
+    ),
+    "dense_net": functools.partial(
+        applications.DenseNet, depth=100, bottleneck=True, reduction=0.5
+    ),
+}
+MODELS = (*_MODELS, "mlp")
+
+# Images whose mean and deviation are known.
+_NORMALIZED = ("cifar10", "cifar100", "tiny_imagenet")
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The batches of one training run.
+
+    Attributes:
+        train: What to train on, in a new order each epoch.
+        examples: The same examples in one order and all of them, to measure.
+        test: The test set, or what was held out for validation.
+        classes: Number of classes.
+    """
+
+    train: tf.data.Dataset
+    examples: tf.data.Dataset
+    test: tf.data.Dataset
+    classes: int
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return tuple(self.train.element_spec[0].shape[1:])
+
+    @property
+    def has_noise(self) -> bool:
+        """Whether targets are those of `add_label_noise`."""
+        return isinstance(self.train.element_spec[1], dict)
 
 
 def load_data(
@@ -15,35 +62,53 @@ def load_data(
     batch_size: int,
     *,
     label_noise: float = 0.0,
+    holdout: float = 0.0,
+    augment: bool = False,
     seed: int = 0,
-) -> tuple[tf.data.Dataset, tf.data.Dataset, int]:
-    """Loads the training and the test set of a data set, batched.
+) -> Data:
+    """Loads a data set to train and to test on.
 
     Args:
         name: `"mnist1d"`, `"digits"`, or any TFDS name with a `"train"` and a
             `"test"` split.
         batch_size: Number of examples in a batch.
         label_noise: Share of training labels to draw anew.
-        seed: Seed of the noise and of the order.
-
-    Returns:
-        The training set, shuffled each epoch; the test set; the number of
-        classes.
+        holdout: Share of the training set to hold out: it takes the place of
+            the test set, which is not read. Its labels are as noisy.
+        augment: Whether images to train on are shifted and flipped.
+        seed: Seed of the noise, of the order and of the augmentation.
     """
-    train, info = keras_fisher.datasets.load(name, "train", with_info=True)
-    test = keras_fisher.datasets.load(name, "test")
+    kept = round(100 * (1 - holdout))
+    train, info = keras_fisher.datasets.load(
+        name, f"train[:{kept}%]", with_info=True
+    )
+    test = keras_fisher.datasets.load(
+        name, f"train[{kept}%:]" if holdout else "test"
+    )
     classes = info.features["label"].num_classes
     if label_noise:
-        train = keras_fisher.datasets.add_label_noise(
-            train, label_noise, classes, seed
-        )
+        add_noise = keras_fisher.datasets.add_label_noise
+        train = add_noise(train, label_noise, classes, seed)
+        test = add_noise(test, label_noise, classes, seed) if holdout else test
+    if name in _NORMALIZED:
+        train = keras_fisher.datasets.normalize(train, name)
+        test = keras_fisher.datasets.normalize(test, name)
     size = info.splits["train"].num_examples
-    train = train.cache().shuffle(min(size, 50_000), seed=seed)
-    return (
+    train = train.cache()
+    shuffled = train.shuffle(min(size, 50_000), seed=seed)
+    if augment:
+        height = train.element_spec[0].shape[0]
+        shuffled = keras_fisher.datasets.augment(
+            shuffled, padding=height // 8, seed=seed
+        )
+    return Data(
         # A smaller last batch would be penalized more: alpha acts as alpha/B.
-        train.batch(batch_size, drop_remainder=True).prefetch(tf.data.AUTOTUNE),
-        test.batch(batch_size).cache().prefetch(tf.data.AUTOTUNE),
-        classes,
+        train=shuffled.batch(batch_size, drop_remainder=True).prefetch(
+            tf.data.AUTOTUNE
+        ),
+        examples=train.batch(batch_size).prefetch(tf.data.AUTOTUNE),
+        test=test.batch(batch_size).cache().prefetch(tf.data.AUTOTUNE),
+        classes=classes,
     )
 
 
@@ -51,8 +116,8 @@ def build_network(
     name: str, input_shape: tuple[int, ...], classes: int
 ) -> keras.Model:
     """Builds one of `MODELS`, with logits as outputs."""
-    if name == "simple_cnn":
-        return keras_fisher.applications.SimpleCNN(input_shape, classes)
+    if name in _MODELS:
+        return _MODELS[name](input_shape, classes=classes)
     return keras.Sequential(
         [
             keras.Input(input_shape),
@@ -63,3 +128,12 @@ def build_network(
         ],
         name="mlp",
     )
+
+
+@contextlib.contextmanager
+def replacing(path: str):
+    """Context with a path to write to what will then be at `path`."""
+    directory, name = os.path.split(path)
+    temporary = os.path.join(directory, f"writing-{os.getpid()}-{name}")
+    yield temporary
+    os.replace(temporary, path)

@@ -76,11 +76,11 @@ def train(
 ) -> None:
     """Trains one of the networks, and writes what it shows to `log_dir`."""
     keras.utils.set_random_seed(_SEED.value)
-    data, test, classes = common.load_data(
+    data = common.load_data(
         "mnist1d", _BATCH_SIZE, label_noise=label_noise, seed=_SEED.value
     )
     model = keras_fisher.FisherModel(
-        common.build_network("simple_cnn", (40, 1), classes),
+        common.build_network("simple_cnn", data.input_shape, data.classes),
         penalty=None if alpha is None else keras_fisher.FisherPenalty(alpha),
         trace_every=_TRACE_EVERY,
         seed=_SEED.value,
@@ -91,7 +91,7 @@ def train(
         metrics=["accuracy"],
         # Worth it on CPUs for one-dimensional convolutions.
         jit_compile=True,
-        steps_per_execution=len(data),
+        steps_per_execution=len(data.train),
     )
     board = keras_fisher.callbacks.FisherTensorBoard(
         log_dir,
@@ -102,8 +102,8 @@ def train(
         hyperparameters={"label_noise": label_noise},
     )
     model.fit(
-        data,
-        validation_data=test,
+        data.train,
+        validation_data=data.test,
         epochs=_EPOCHS.value,
         callbacks=[board, EpochBar()],
         shuffle=False,  # the data set does

@@ -158,15 +158,14 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"Unknown arguments: {argv[1:]}. See --help.")
     keras.utils.set_random_seed(_SEED.value)
-    train, test, classes = common.load_data(
+    data = common.load_data(
         _DATASET.value,
         _BATCH_SIZE.value,
         label_noise=_LABEL_NOISE.value,
         seed=_SEED.value,
     )
-    input_shape = train.element_spec[0].shape[1:]
     model = keras_fisher.FisherModel(
-        common.build_network(_MODEL.value, tuple(input_shape), classes),
+        common.build_network(_MODEL.value, data.input_shape, data.classes),
         penalty=penalty(),
         trace_every=_TRACE_EVERY.value,
         seed=_SEED.value,
@@ -185,7 +184,7 @@ def main(argv: list[str]) -> None:
             keras_fisher.callbacks.FisherTensorBoard(
                 _LOG_DIR.value,
                 early_phase=early,
-                probe=probe(test),
+                probe=probe(data.test),
                 hyperparameters={
                     "dataset": _DATASET.value,
                     "label_noise": _LABEL_NOISE.value,
@@ -193,13 +192,13 @@ def main(argv: list[str]) -> None:
             )
         )
     model.fit(
-        train,
-        validation_data=test,
+        data.train,
+        validation_data=data.test,
         epochs=_EPOCHS.value,
         callbacks=callbacks,
         shuffle=False,  # the data set does
     )
-    results = model.evaluate(test, return_dict=True, verbose=0)
+    results = model.evaluate(data.test, return_dict=True, verbose=0)
     print(
         f"TrF_i: {early.early_trace:.4g} (step {early.early_step}), "
         f"peak Tr(F): {early.peak_trace:.4g} (step {early.peak_step})"

@@ -1,0 +1,126 @@
+"""Small learning rates and large batches let the Fisher information explode.
+
+Trains with every learning rate and every batch size, without a penalty, and
+compares TrF_i and the peak of Tr(F) with the final test accuracy.
+
+python examples/learning_rate_sweep.py --jit=true
+python examples/learning_rate_sweep.py --jit=true --name=batch_size_sweep \
+        --learning_rates=0.03 --batch_sizes=32,64,128,256,512
+"""
+
+from __future__ import annotations
+
+from absl import app
+from absl import flags
+import experiment
+import pandas as pd
+import report
+import seaborn
+import sweep
+
+from keras_fisher import plotting
+
+_LEARNING_RATES = experiment.define_numbers(
+    "learning_rates",
+    (0.005, 0.01, 0.02, 0.03, 0.05, 0.1),
+    "Learning rates of SGD.",
+)
+_BATCH_SIZES = experiment.define_integers(
+    "batch_sizes",
+    None,
+    "Batch sizes, each with every learning rate; --batch_size if not given.",
+)
+_NAME = flags.DEFINE_string(
+    "name", "learning_rate_sweep", "Name of the table and the figure."
+)
+
+
+def correlations(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Rank correlations of traces with test accuracy."""
+    means = frame.groupby(by)[["early_trace", "peak_trace", "test_accuracy"]]
+    rows = []
+    for name, column in ("TrF_i", "early_trace"), ("peak Tr(F)", "peak_trace"):
+        for kind, runs in ("each run", frame), ("means of seeds", means.mean()):
+            if len(runs) < 3:
+                continue
+            found = plotting.rank_correlation(
+                runs[column], runs["test_accuracy"]
+            )
+            rows.append(
+                {
+                    "trace": name,
+                    "of": kind,
+                    "Spearman's ρ with test accuracy": (
+                        f"{found.correlation:.2f}"
+                    ),
+                    "95 % interval": f"[{found.low:.2f}, {found.high:.2f}]",
+                    "pairs": str(found.count),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def draw(frame: pd.DataFrame, by: list[str]):
+    """Traces over epochs, and traces against test accuracy."""
+    varied = by[0] if frame[by[0]].nunique() > 1 else by[1]
+    title = varied.replace("_", " ")
+    figure, (left, middle, right) = report.axes(3)
+    kinds = frame[varied].astype(str)
+    frame = frame.assign(**{title: kinds})
+    curves = sweep.histories(frame)
+    curves[title] = curves[varied].astype(str)
+    seaborn.lineplot(
+        curves, x="epoch", y="trace", hue=title, palette="viridis", ax=left
+    )
+    left.set(yscale="log", ylim=(1, None), ylabel="Tr(F)")
+    left.set_title("Tr(F) in training (mean, 95 % interval)")
+    for axes, column, name in (
+        (middle, "early_trace", "TrF$_i$"),
+        (right, "peak_trace", "peak Tr(F)"),
+    ):
+        found = plotting.rank_correlation(frame[column], frame["test_accuracy"])
+        seaborn.scatterplot(
+            x=frame[column],
+            y=100 * frame["test_accuracy"],
+            hue=frame[title],
+            palette="viridis",
+            legend=False,
+            ax=axes,
+        )
+        axes.set(xscale="log", xlabel=name, ylabel="final test accuracy (%)")
+        axes.set_title(f"Spearman's ρ = {found.correlation:.2f}")
+    return figure
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"Unknown arguments: {argv[1:]}. See --help.")
+    sizes = [dict(batch_size=int(size)) for size in _BATCH_SIZES.value or ()]
+    runs = [
+        experiment.from_flags(learning_rate=float(rate), seed=seed, **size)
+        for rate in _LEARNING_RATES.value
+        for size in sizes or [{}]
+        for seed in experiment.seeds()
+    ]
+    output_dir = experiment.output_dir()
+    frame = sweep.results(runs, output_dir, _NAME.value)
+    by = ["learning_rate", "batch_size"]
+    rows = report.table(
+        frame,
+        by,
+        {
+            "TrF_i": ("early_trace", report.number),
+            "peak Tr(F)": ("peak_trace", report.number),
+            "train accuracy (%)": ("train_accuracy", report.percent),
+            "test accuracy (%)": ("test_accuracy", report.percent),
+            "runs": ("seed", lambda seeds: str(len(seeds))),
+        },
+    )
+    tables = {"": rows}
+    if len(frame) > 2:
+        tables["Rank correlations:"] = correlations(frame, by)
+    report.publish(_NAME.value, output_dir, tables, frame, draw(frame, by))
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,98 @@
+"""Tables and figures of the experiments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import os
+
+import common
+import matplotlib
+import pandas as pd
+import seaborn
+import sweep
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+
+def percent(values: pd.Series) -> str:
+    """Mean and standard error, from shares, in percent."""
+    if len(values) < 2:
+        return f"{100 * values.mean():.1f}"
+    return f"{100 * values.mean():.1f} ± {100 * values.sem():.1f}"
+
+
+def number(values: pd.Series) -> str:
+    """Mean and standard error."""
+    error = f" ± {values.sem():.2g}" if values.count() > 1 else ""
+    return "" if values.isna().all() else f"{values.mean():.4g}{error}"
+
+
+def table(
+    frame: pd.DataFrame,
+    by: list[str],
+    columns: dict[str, tuple[str, Callable]],
+) -> pd.DataFrame:
+    """A row for each group of runs, in the order of the runs.
+
+    Args:
+        frame: What `sweep.results` returns.
+        by: Columns that a group has in common, and that the table begins with.
+        columns: For each further column, what of the runs it is made from and
+            the function that makes a text of it.
+    """
+    groups = frame.groupby(by, sort=False)
+    rows = {
+        name: groups[source].agg(text)
+        for name, (source, text) in columns.items()
+    }
+    return pd.DataFrame(rows).reset_index()
+
+
+def publish(
+    name: str,
+    output_dir: str,
+    tables: dict[str, pd.DataFrame],
+    runs: pd.DataFrame,
+    figure,
+) -> None:
+    """Prints tables, and writes them, the runs and the figure.
+
+    Args:
+        name: Of the files: `.md` for the tables, `.csv` for the runs, `.png`.
+        output_dir: Where they go.
+        tables: By what is written above them; `""` for nothing.
+        runs: What `sweep.results` returns.
+        figure: A Matplotlib figure, which is closed.
+    """
+    path = os.path.join(output_dir, name)
+    texts = [
+        f"{title}\n\n{rows.to_markdown(index=False, disable_numparse=True)}"
+        for title, rows in tables.items()
+    ]
+    text = "\n\n".join(texts).strip() + "\n"
+    sweep.write(f"{path}.md", text)
+    # What is measured each epoch is in the files of the runs.
+    hidden = ["history", "path", "versions"]
+    sweep.write(f"{path}.csv", runs.drop(columns=hidden).to_csv(index=False))
+    with common.replacing(f"{path}.png") as temporary:
+        figure.savefig(temporary, dpi=110)
+    plt.close(figure)
+    print(f"\n{text}\n{path}.md, {path}.csv, {path}.png")
+
+
+def axes(count: int):
+    """A figure with axes side by side.
+
+    Returns:
+        The figure, and a list of its axes.
+    """
+    seaborn.set_theme(style="ticks", palette="colorblind")
+    figure, panels = plt.subplots(
+        1, count, figsize=(5.2 * count, 4.2), layout="constrained"
+    )
+    panels = [panels] if count == 1 else [*panels]
+    for panel in panels:
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.grid(alpha=0.3)
+    return figure, panels

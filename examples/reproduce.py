@@ -1,0 +1,81 @@
+"""All of docs/reproduction.md: `make reproduce`.
+
+Runs the scripts of the experiments one after the other, in two processes that
+share the runs. Stopped and started again, it goes on where it was.
+
+python examples/reproduce.py --output_dir=reproduction
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+from absl import app
+from absl import flags
+
+_OUTPUT_DIR = flags.DEFINE_string(
+    "output_dir", "reproduction", "Directory for tables, figures and runs."
+)
+_PROCESSES = flags.DEFINE_integer(
+    "processes", 2, "Processes that share the runs, one a core at most.", 1
+)
+
+# As in docs/reproduction.md.
+COMMANDS = (
+    ("learning_rate_sweep.py",),
+    ("label_noise.py",),
+    ("penalty_comparison.py",),
+    ("delayed_penalty.py",),
+    ("final_curvature.py",),
+    (
+        "learning_rate_sweep.py",
+        "--name=batch_size_sweep",
+        "--learning_rates=0.03",
+        "--batch_sizes=32,64,128,256,512",
+    ),
+)
+
+
+def start(command: tuple[str, ...], output_dir: str, threads: int, quiet: bool):
+    """Starts a script, which says nothing if it is `quiet`."""
+    script, *arguments = command
+    path = pathlib.Path(__file__).parent / script
+    return subprocess.Popen(
+        [
+            sys.executable,
+            str(path),
+            "--jit=true",
+            f"--output_dir={output_dir}",
+            *arguments,
+        ],
+        env={**os.environ, "TF_NUM_INTRAOP_THREADS": str(threads)},
+        stdout=subprocess.DEVNULL if quiet else None,
+        stderr=subprocess.DEVNULL if quiet else None,
+    )
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"Unknown arguments: {argv[1:]}. See --help.")
+    begin = time.perf_counter()
+    count = _PROCESSES.value
+    threads = max(1, (os.cpu_count() or 1) // count)
+    for command in COMMANDS:
+        processes = [
+            start(command, _OUTPUT_DIR.value, threads, quiet=number > 0)
+            for number in range(count)
+        ]
+        # The first one prints, and finishes what another that fails leaves.
+        codes = [process.wait() for process in processes]
+        if codes[0]:
+            sys.exit(f"{command[0]} failed; what is above says why.")
+    minutes = (time.perf_counter() - begin) / 60
+    print(f"Took {minutes:.0f} minutes, without what had been done before.")
+
+
+if __name__ == "__main__":
+    app.run(main)
