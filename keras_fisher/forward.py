@@ -187,6 +187,20 @@ def keras_mask(outputs: tf.Tensor) -> tf.Tensor | None:
     return getattr(outputs, "_keras_mask", None)
 
 
+def with_keras_mask(tensor: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
+    """`tensor`, with a mask that Keras layers will find on it."""
+    if mask is not None:
+        tensor._keras_mask = mask
+    return tensor
+
+
+def compute_dtype(layer: keras.layers.Layer) -> str:
+    """The dtype that a layer computes in, or what it only passes on to."""
+    while _is_transparent(layer):
+        layer = layer.layer
+    return layer.compute_dtype
+
+
 def examples_are_independent(layer: keras.layers.Layer) -> bool:
     """Whether a layer is known to treat each example on its own.
 
@@ -195,7 +209,7 @@ def examples_are_independent(layer: keras.layers.Layer) -> bool:
     (but for seeds), adds a loss or makes a mask. Code that cannot be looked
     into counts as dependent.
     """
-    if not _is_keras_own(layer):
+    if not (_is_keras_own(layer) or _is_transparent(layer)):
         return False
     if isinstance(layer, keras.Model):
         return all(
@@ -237,6 +251,11 @@ _DEPENDENT = (
 
 def _is_keras_own(layer) -> bool:
     return type(layer).__module__.split(".")[0] == "keras"
+
+
+def _is_transparent(layer) -> bool:
+    """Whether a wrapper of this package only runs the layer in it."""
+    return getattr(layer, "is_transparent", False)
 
 
 def _tape() -> tf.GradientTape:

@@ -343,7 +343,8 @@ class Penalty:
             raise ValueError(
                 "The model does not run with other values of its variables "
                 'than their own, which `method="finite_difference"` needs. '
-                "`tf.recompute_grad` does that; take it out of the model."
+                "`tf.recompute_grad` does that; use "
+                "`keras_fisher.layers.Rematerialization` instead."
             )
         count = tf.cast(count, squares.dtype)
         # One loss scale is in the direction, and one in each gradient.
@@ -598,7 +599,8 @@ def explained():
             "A layer has no second derivative, which "
             '`method="exact"` needs. Give the penalty '
             '`method="finite_difference"`, which works with any layer but '
-            "those that `tf.recompute_grad` is around. "
+            "those that `tf.recompute_grad` is around: for these, use "
+            "`keras_fisher.layers.Rematerialization` instead. "
             f"(TensorFlow says: {error})"
         ) from error
 

@@ -57,7 +57,7 @@ def exact():
     """Context for a forward pass that will be differentiated twice."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(_exact_moments)
-        if not _compiles():
+        if not compiles():
             if _runs_on_eigen():
                 stack.enter_context(_fast_convolutions)
         else:
@@ -75,7 +75,7 @@ def needs_graph_gradients(outputs: tf.Tensor) -> bool:
         outputs: Tensor that was computed within `exact()`.
     """
     if (
-        not _compiles()
+        not compiles()
         or _has_many_replicas()
         # Seen from the body of a loop, `outputs` has no ancestors.
         or outputs.graph is not tf.compat.v1.get_default_graph()
@@ -85,7 +85,7 @@ def needs_graph_gradients(outputs: tf.Tensor) -> bool:
     return not kinds.isdisjoint(_POOLS) and kinds.isdisjoint(_REWRITTEN)
 
 
-def _compiles() -> bool:
+def compiles() -> bool:
     """Whether this is traced for XLA."""
     graph = tf.compat.v1.get_default_graph()
     return not tf.executing_eagerly() and (
