@@ -54,10 +54,12 @@ def draw(frame: pd.DataFrame):
         y="trace",
         hue="penalty",
         palette="viridis",
-        errorbar="se",
+        estimator="median",
+        errorbar=("pi", 100),
         ax=right,
     )
-    right.set(ylabel="Tr(F)", yscale="log", ylim=(1, None))
+    report.logarithmic(right, "y")
+    right.set(ylabel="Tr(F)", ylim=(1, None))
     return figure
 
 

@@ -75,8 +75,9 @@ def draw(frame: pd.DataFrame):
             ax=axes,
         )
         found = plotting.rank_correlation(frame["early_trace"], frame[column])
-        axes.set(xscale="log", yscale="log", xlabel="TrF$_i$")
-        axes.set_ylabel(f"final {name}")
+        report.logarithmic(axes, "x")
+        report.logarithmic(axes, "y")
+        axes.set(xlabel="TrF$_i$", ylabel=f"final {name}")
         axes.set_title(f"Spearman's ρ = {found.correlation:.2f}")
     return figure
 

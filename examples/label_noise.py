@@ -64,7 +64,8 @@ def draw(frame: pd.DataFrame):
     seaborn.lineplot(
         long, y="value", style="of", legend=False, ax=right, **shared
     )
-    right.set(ylabel="Tr(F)", title="On clean and noisy examples", yscale="log")
+    report.logarithmic(right, "y")
+    right.set(ylabel="Tr(F)", title="On clean and noisy examples")
     return figure
 
 

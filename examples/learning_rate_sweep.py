@@ -70,10 +70,19 @@ def draw(frame: pd.DataFrame, by: list[str]):
     curves = sweep.histories(frame)
     curves[title] = curves[varied].astype(str)
     seaborn.lineplot(
-        curves, x="epoch", y="trace", hue=title, palette="viridis", ax=left
+        curves,
+        x="epoch",
+        y="trace",
+        hue=title,
+        palette="viridis",
+        estimator="median",
+        errorbar=("pi", 100),
+        legend=False,
+        ax=left,
     )
-    left.set(yscale="log", ylim=(1, None), ylabel="Tr(F)")
-    left.set_title("Tr(F) in training (mean, 95 % interval)")
+    report.logarithmic(left, "y")
+    left.set(ylim=(1, None), ylabel="Tr(F)")
+    left.set_title("Tr(F) in training (median and range)")
     for axes, column, name in (
         (middle, "early_trace", "TrF$_i$"),
         (right, "peak_trace", "peak Tr(F)"),
@@ -84,10 +93,11 @@ def draw(frame: pd.DataFrame, by: list[str]):
             y=100 * frame["test_accuracy"],
             hue=frame[title],
             palette="viridis",
-            legend=False,
+            legend=axes is right,
             ax=axes,
         )
-        axes.set(xscale="log", xlabel=name, ylabel="final test accuracy (%)")
+        report.logarithmic(axes, "x")
+        axes.set(xlabel=name, ylabel="final test accuracy (%)")
         axes.set_title(f"Spearman's ρ = {found.correlation:.2f}")
     return figure
 

@@ -88,7 +88,8 @@ def draw(frame: pd.DataFrame):
         axes.tick_params(axis="x", rotation=40)
         axes.set_xlabel("")
     left.set_ylabel("final test accuracy (%)")
-    right.set(ylabel="peak Tr(F)", yscale="log")
+    report.logarithmic(right, "y")
+    right.set_ylabel("peak Tr(F)")
     return figure
 
 

@@ -13,6 +13,7 @@ import sweep
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib import ticker
 
 
 def percent(values: pd.Series) -> str:
@@ -79,6 +80,15 @@ def publish(
         figure.savefig(temporary, dpi=110)
     plt.close(figure)
     print(f"\n{text}\n{path}.md, {path}.csv, {path}.png")
+
+
+def logarithmic(axes, which: str) -> None:
+    """Makes the axis "x" or "y" logarithmic, with plain numbers at it."""
+    axes.set(**{f"{which}scale": "log"})
+    axis = getattr(axes, f"{which}axis")
+    axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_locator(ticker.NullLocator())
 
 
 def axes(count: int):

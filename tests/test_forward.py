@@ -62,7 +62,7 @@ def test_examples_are_not_known_to_be_independent_in(layer):
     assert not forward_lib.examples_are_independent(_functional(layer))
 
 
-def test_bare_operations_and_subclassed_models_count_as_dependent():
+def test_other_operations_and_subclassed_models_count_as_dependent():
     x = keras.Input((4,))
     y = layers.Dense(3)(x)
     model = keras.Model(x, y - keras.ops.mean(y, axis=0))
@@ -75,6 +75,27 @@ def test_bare_operations_and_subclassed_models_count_as_dependent():
     assert not forward_lib.examples_are_independent(
         layers.RNN(layers.LSTMCell(3), stateful=True)
     )
+
+
+@pytest.mark.parametrize(
+    "function, independent",
+    [
+        (lambda x, y: x + y, True),
+        (lambda x, y: keras.ops.relu(2 * x - y) / 3, True),
+        (lambda x, y: x * np.arange(4.0), True),
+        (lambda x, y: x * np.ones([1, 4]), True),
+        # One row for each example of a batch of six.
+        (lambda x, y: x * np.ones([6, 4]), False),
+        # The batch of y is aligned with the second axis of the other.
+        (lambda x, y: x[:, None] * y, False),
+        (lambda x, y: x - keras.ops.mean(x, axis=0), False),
+        (lambda x, y: keras.ops.flip(x, axis=0) + y, False),
+    ],
+)
+def test_elementwise_operations_are_looked_into(function, independent):
+    x, y = keras.Input((4,)), keras.Input((4,))
+    model = keras.Model([x, y], function(x, y))
+    assert forward_lib.examples_are_independent(model) == independent
 
 
 @pytest.mark.parametrize("name", ["dense", "batch_norm", "two_inputs"])
