@@ -151,6 +151,11 @@ def output_dir() -> str:
     return _OUTPUT_DIR.value
 
 
+def jit() -> bool | str:
+    """Whether the flags want XLA to compile."""
+    return {"auto": "auto", "true": True, "false": False}[_JIT.value]
+
+
 def define_numbers(name: str, default: Sequence[float], description: str):
     """Defines a flag for a list of different numbers above 0."""
     holder = flags.DEFINE_list(name, [f"{v:g}" for v in default], description)
@@ -197,12 +202,13 @@ def are_positive(texts: Sequence[str]) -> bool:
         return False
 
 
-def train(run: Run, path: str) -> dict:
+def train(run: Run, path: str, jit: bool | str = "auto") -> dict:
     """Trains a network, and saves it.
 
     Args:
         run: What to train.
         path: Where the trained network goes, a `.keras` file.
+        jit: Whether XLA compiles, as `jit_compile` of Keras.
 
     Returns:
         The result: what was measured at the end, and `history`, a dictionary
@@ -234,7 +240,7 @@ def train(run: Run, path: str) -> dict:
         if has_soft_labels
         else keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
-        jit_compile=_jit(),
+        jit_compile=jit,
         steps_per_execution=len(data.train),
     )
     batches = data.train.map(_given_label)
@@ -243,7 +249,7 @@ def train(run: Run, path: str) -> dict:
     if run.method == "mixup":
         batches = _mixed(batches, run.strength, run.seed)
 
-    watch = Watch(network, data, run)
+    watch = Watch(network, data, run, jit)
     callbacks = [watch, keras.callbacks.TerminateOnNaN()]
     early = None
     if isinstance(trainer, keras_fisher.FisherModel):
@@ -284,7 +290,7 @@ class Watch(keras.callbacks.Callback):
             also `clean_accuracy`, `noisy_accuracy`, `recovered_accuracy`).
     """
 
-    def __init__(self, network: keras.Model, data, run: Run):
+    def __init__(self, network: keras.Model, data, run: Run, jit: bool | str):
         super().__init__()
         self.rows = []
         self._network, self._data, self._run = network, data, run
@@ -292,7 +298,7 @@ class Watch(keras.callbacks.Callback):
         self._evaluator.compile(
             loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
             metrics=["accuracy"],
-            jit_compile=_jit(),
+            jit_compile=jit,
             steps_per_execution=len(data.examples),
         )
         self._probes = _probes(data, run.probe_size)
@@ -371,10 +377,6 @@ def _probes(data, size: int) -> dict[str, np.ndarray]:
         for name, examples in probes.items()
         if examples
     }
-
-
-def _jit() -> bool | str:
-    return {"auto": "auto", "true": True, "false": False}[_JIT.value]
 
 
 def _versions() -> dict[str, str]:

@@ -3,13 +3,16 @@
 Runs the scripts of the experiments one after the other, in two processes that
 share the runs. Stopped and started again, it goes on where it was.
 
-python examples/reproduce.py --output_dir=reproduction
+python examples/reproduce.py --output_dir=reproduction \
+        --page=docs/reproduction.md
 """
 
 from __future__ import annotations
 
 import os
 import pathlib
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -19,6 +22,13 @@ from absl import flags
 
 _OUTPUT_DIR = flags.DEFINE_string(
     "output_dir", "reproduction", "Directory for tables, figures and runs."
+)
+_PAGE = flags.DEFINE_string(
+    "page",
+    None,
+    "Markdown file to put the tables in, between its comments `begin NAME` and "
+    "`end NAME`; tables, figures and runs are copied next to it, into a "
+    "directory of its name.",
 )
 _PROCESSES = flags.DEFINE_integer(
     "processes", 2, "Processes that share the runs, one a core at most.", 1
@@ -58,6 +68,38 @@ def start(command: tuple[str, ...], output_dir: str, threads: int, quiet: bool):
     )
 
 
+def names() -> list[str]:
+    """What the tables and figures are called."""
+    return [
+        next(
+            (a.removeprefix("--name=") for a in arguments if "--name=" in a),
+            script.removesuffix(".py"),
+        )
+        for script, *arguments in COMMANDS
+    ]
+
+
+def update(page: pathlib.Path, output_dir: pathlib.Path) -> None:
+    """Puts what has been found into a page, and next to it."""
+    text = page.read_text(encoding="utf-8")
+    directory = page.with_suffix("")
+    directory.mkdir(exist_ok=True)
+    for name in names():
+        table = output_dir / f"{name}.md"
+        if not table.exists():
+            continue
+        found = table.read_text(encoding="utf-8")
+        text = re.sub(
+            rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)",
+            lambda match, found=found: f"{match[1]}\n{found}\n{match[2]}",
+            text,
+            flags=re.DOTALL,
+        )
+        for path in output_dir.glob(f"{name}.*"):
+            shutil.copy(path, directory)
+    page.write_text(text, encoding="utf-8")
+
+
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"Unknown arguments: {argv[1:]}. See --help.")
@@ -73,6 +115,8 @@ def main(argv: list[str]) -> None:
         codes = [process.wait() for process in processes]
         if codes[0]:
             sys.exit(f"{command[0]} failed; what is above says why.")
+    if _PAGE.value:
+        update(pathlib.Path(_PAGE.value), pathlib.Path(_OUTPUT_DIR.value))
     minutes = (time.perf_counter() - begin) / 60
     print(f"Took {minutes:.0f} minutes, without what had been done before.")
 

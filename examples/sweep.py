@@ -7,23 +7,29 @@ a process that dies.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Iterable
+from concurrent import futures
 import contextlib
 import dataclasses
 import fcntl
 import hashlib
 import json
+import multiprocessing
 import os
+import threading
 import time
 
 import common
+import experiment
 from experiment import Run
-from experiment import train
 import keras
 import pandas as pd
 import tensorflow as tf
 
 _SECONDS_BETWEEN_LOOKS = 1.0
+# What XLA compiles for a run stays in the memory of its process.
+_RUNS_IN_A_PROCESS = 10
 
 
 def results(runs: Iterable[Run], output_dir: str, title: str) -> pd.DataFrame:
@@ -40,19 +46,23 @@ def results(runs: Iterable[Run], output_dir: str, title: str) -> pd.DataFrame:
         A row for each run, in their order, with the fields of the `Run` and
         what was measured, `history` and `path` (of the network) included.
     """
-    # That each run traces functions of its own is no news.
-    tf.get_logger().setLevel("ERROR")
     runs = [*dict.fromkeys(runs)]
     directory = os.path.join(output_dir, "runs")
     os.makedirs(directory, exist_ok=True)
     print(f"{title}: {len(runs)} runs")
     bar = keras.utils.Progbar(len(runs), unit_name="run")
     waiting = runs
-    while waiting:
-        left = [run for run in waiting if not _ensure(run, directory, bar)]
-        if len(left) == len(waiting):
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
-        waiting = left
+    with trainer(experiment.jit()) as train:
+        while waiting:
+            left = []
+            for run in waiting:
+                if _is_done(run, directory, train):
+                    bar.add(1)
+                else:
+                    left.append(run)
+            if len(left) == len(waiting):
+                time.sleep(_SECONDS_BETWEEN_LOOKS)
+            waiting = left
     return pd.DataFrame([_row(run, directory) for run in runs])
 
 
@@ -66,20 +76,55 @@ def histories(frame: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _ensure(run: Run, directory: str, bar) -> bool:
+@contextlib.contextmanager
+def trainer(jit: bool | str):
+    """Context with `experiment.train` in a process of its own, now and then."""
+    context = multiprocessing.get_context("spawn")
+    executor, left = None, 0
+
+    def train(run: Run, path: str) -> dict:
+        nonlocal executor, left
+        if left == 0:
+            if executor is not None:
+                executor.shutdown()
+            executor = futures.ProcessPoolExecutor(
+                1, mp_context=context, initializer=_begin_process
+            )
+            left = _RUNS_IN_A_PROCESS
+        left -= 1
+        return executor.submit(experiment.train, run, path, jit).result()
+
+    try:
+        yield train
+    finally:
+        if executor is not None:
+            executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _begin_process() -> None:
+    # That each run traces functions of its own is no news.
+    tf.get_logger().setLevel("ERROR")
+
+    def end_with_parent():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def _is_done(run: Run, directory: str, train: Callable) -> bool:
     """Whether there is a result of a run, after training it if it is free."""
     path = _path(run, directory, "json")
-    if not os.path.exists(path):
-        with _lock(_path(run, directory, "lock")) as is_free:
-            if not is_free:
-                return False
-            # Another may have trained it since.
-            if not os.path.exists(path):
-                network = _path(run, directory, "keras")
-                result = {"run": dataclasses.asdict(run), **train(run, network)}
-                write(path, json.dumps(result, indent=1))
-                keras.utils.clear_session()
-    bar.add(1)
+    if os.path.exists(path):
+        return True
+    with _lock(_path(run, directory, "lock")) as is_free:
+        if not is_free:
+            return False
+        # Another may have trained it since.
+        if not os.path.exists(path):
+            result = train(run, _path(run, directory, "keras"))
+            result = {"run": dataclasses.asdict(run), **result}
+            write(path, json.dumps(result, indent=1))
     return True
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
@@ -62,6 +63,13 @@ def _result(accuracy):
     }
 
 
+def _train_by(monkeypatch, train):
+    """Makes sweeps call `train` where they would start a process."""
+    monkeypatch.setattr(
+        sweep, "trainer", lambda jit: contextlib.nullcontext(train)
+    )
+
+
 def test_what_is_done_is_not_trained_again(tmp_path, monkeypatch):
     trained = []
 
@@ -69,7 +77,7 @@ def test_what_is_done_is_not_trained_again(tmp_path, monkeypatch):
         trained.append(run.seed)
         return _result(0.1 * run.seed)
 
-    monkeypatch.setattr(sweep, "train", train)
+    _train_by(monkeypatch, train)
     sweep.results(_runs(2), tmp_path, "first")
     frame = sweep.results(_runs(3)[::-1], tmp_path, "second")
     assert trained == [0, 1, 2], trained
@@ -82,7 +90,7 @@ def test_what_is_done_is_not_trained_again(tmp_path, monkeypatch):
 
 
 def test_equal_runs_are_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep, "train", lambda run, path: _result(1.0))
+    _train_by(monkeypatch, lambda run, path: _result(1.0))
     frame = sweep.results(_runs(2) + _runs(2), tmp_path, "twice")
     assert frame["seed"].tolist() == [0, 1]
 
@@ -117,10 +125,10 @@ def test_a_run_that_fails_is_trained_the_next_time(tmp_path, monkeypatch):
     def fail(run, path):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sweep, "train", fail)
+    _train_by(monkeypatch, fail)
     with pytest.raises(KeyboardInterrupt):
         sweep.results(_runs(1), tmp_path, "stopped")
-    monkeypatch.setattr(sweep, "train", lambda run, path: _result(1.0))
+    _train_by(monkeypatch, lambda run, path: _result(1.0))
     frame = sweep.results(_runs(1), tmp_path, "again")
     assert frame["test_accuracy"].tolist() == [1.0]
 
@@ -162,7 +170,7 @@ def test_a_run_of_another_process_is_waited_for(tmp_path, monkeypatch):
         holder.send_signal(signal.SIGKILL)
         holder.wait()
 
-    monkeypatch.setattr(sweep, "train", train)
+    _train_by(monkeypatch, train)
     monkeypatch.setattr(time, "sleep", sleep)
     assert holder.stdout.readline() == "locked\n"
     sweep.results([first, second], tmp_path, "shared")
@@ -348,7 +356,7 @@ def test_the_strength_that_validates_best_is_chosen(monkeypatch):
         seen.append(run)
         return _result(validation[run.method, run.strength])
 
-    monkeypatch.setattr(sweep, "train", train)
+    _train_by(monkeypatch, train)
     plain = [experiment.from_flags(learning_rate=rate) for rate in (0.1, 0.2)]
     runs, tried = tuning.chosen(
         plain, {"FP": (0.1, 1.0), "GP": (0.2,)}, "choosing"
