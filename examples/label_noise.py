@@ -48,22 +48,24 @@ def draw(frame: pd.DataFrame):
     )
     measured = curves.dropna(subset=["test_accuracy"])
     kinds = {
-        "clean_accuracy": "clean, as labeled",
-        "noisy_accuracy": "noisy, as labeled",
+        "clean_accuracy": "clean",
+        "noisy_accuracy": "noisy",
     }
-    long = measured.melt(["epoch", "method"], [*kinds], "of")
-    long = long.assign(of=long["of"].map(kinds), value=100 * long["value"])
-    seaborn.lineplot(long, y="value", style="of", ax=left, **shared)
-    left.set(ylabel="training accuracy (%)", title="Memorization")
+    long = measured.melt(["epoch", "method"], [*kinds], "examples")
+    long["examples"] = long["examples"].map(kinds)
+    long["value"] *= 100
+    seaborn.lineplot(
+        long, y="value", style="examples", legend=False, ax=left, **shared
+    )
+    left.set(ylabel="accuracy on the given labels (%)", title="Memorization")
     measured = measured.assign(percent=100 * measured["test_accuracy"])
     seaborn.lineplot(measured, y="percent", legend=False, ax=middle, **shared)
     middle.set(ylabel="test accuracy (%)", title="Generalization")
     kinds = {"clean_trace": "clean", "noisy_trace": "noisy"}
-    long = curves.melt(["epoch", "method"], [*kinds], "of")
-    long = long.assign(of=long["of"].map(kinds))
-    seaborn.lineplot(
-        long, y="value", style="of", legend=False, ax=right, **shared
-    )
+    long = curves.melt(["epoch", "method"], [*kinds], "examples")
+    long["examples"] = long["examples"].map(kinds)
+    seaborn.lineplot(long, y="value", style="examples", ax=right, **shared)
+    seaborn.move_legend(right, "upper left", bbox_to_anchor=(1, 1))
     report.logarithmic(right, "y")
     right.set(ylabel="Tr(F)", title="On clean and noisy examples")
     return figure

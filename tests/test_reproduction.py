@@ -1,0 +1,83 @@
+"""docs/reproduction.md: no number in its tables that no script has written."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+import sys
+
+import pandas as pd
+import pytest
+
+_ROOT = pathlib.Path(__file__).parent.parent
+sys.path.insert(0, str(_ROOT / "examples"))
+
+import reproduce
+
+_PAGE = _ROOT / "docs" / "reproduction.md"
+_TABLES = sorted(_PAGE.with_suffix("").glob("*.md"))
+
+
+def _between(name):
+    text = _PAGE.read_text(encoding="utf-8")
+    begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+    assert text.count(begin) == text.count(end) == 1, name
+    return text.partition(begin)[2].partition(end)[0].strip()
+
+
+@pytest.mark.parametrize("path", _TABLES, ids=lambda path: path.stem)
+def test_tables_are_as_written_by_the_scripts(path):
+    assert _between(path.stem) == path.read_text(encoding="utf-8").strip()
+
+
+@pytest.mark.parametrize("path", _TABLES, ids=lambda path: path.stem)
+def test_means_are_those_of_the_runs(path):
+    runs = pd.read_csv(path.with_suffix(".csv"))
+    means = 100 * runs.groupby(["method", "strength", "learning_rate"])[
+        "test_accuracy"
+    ].agg(["mean", "sem"])
+    table = path.read_text(encoding="utf-8").partition("\n\n")[0]
+    assert len(means) == len(table.splitlines()) - 2
+    for mean, error in means.to_numpy():
+        assert f"| {mean:.1f} ± {error:.1f} " in table, (mean, error)
+    assert runs.groupby(["method", "learning_rate"]).size().min() >= 5
+
+
+def test_there_are_tables_and_every_figure_exists():
+    assert len(_TABLES) >= 2
+    text = _PAGE.read_text(encoding="utf-8")
+    figures = re.findall(r"\]\((\S+\.png)\)", text)
+    assert {pathlib.Path(f).stem for f in figures} == {p.stem for p in _TABLES}
+    for figure in figures:
+        assert (_PAGE.parent / figure).exists(), figure
+
+
+def test_every_command_of_the_page_is_one_of_make_reproduce():
+    text = _PAGE.read_text(encoding="utf-8").replace("\\\n", " ")
+    commands = {
+        tuple(line.split())
+        for line in re.findall(
+            r"^python examples/(.*--jit=true.*)$", text, re.M
+        )
+    }
+    known = {(s, "--jit=true", *a) for s, *a in reproduce.COMMANDS}
+    assert commands and commands <= known, commands - known
+
+
+def test_a_page_gets_tables_between_its_comments(tmp_path):
+    def text(found, kept):
+        return (
+            f"A\n<!-- begin label_noise -->\n{found}<!-- end label_noise -->\n"
+            f"<!-- begin final -->\n{kept}<!-- end final -->"
+        )
+
+    page = tmp_path / "page.md"
+    page.write_text(text("old\n", "kept\n"))
+    results = tmp_path / "results"
+    results.mkdir()
+    (results / "label_noise.md").write_text("| \\1 |\n")
+    (results / "label_noise.png").write_text("figure")
+    for _ in range(2):
+        reproduce.update(page, results)
+    assert page.read_text() == text("\n| \\1 |\n\n", "kept\n")
+    assert (tmp_path / "page" / "label_noise.png").read_text() == "figure"
