@@ -20,6 +20,7 @@ from absl import flags
 import common
 import keras
 import numpy as np
+import settings
 from sharpness_aware import SharpnessAwareModel
 import tensorflow as tf
 
@@ -43,31 +44,8 @@ METHODS = (
     "mixup",
 )
 
-_DATASET = flags.DEFINE_string(
-    "dataset",
-    "mnist1d",
-    "Data set: mnist1d or digits, which need no download, or a TFDS name.",
-)
-_MODEL = flags.DEFINE_enum(
-    "model", "simple_cnn", common.MODELS, "Network to train."
-)
-_AUGMENT = flags.DEFINE_boolean(
-    "augment", False, "Shift and flip the images to train on."
-)
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Examples a step.", 1)
-_EPOCHS = flags.DEFINE_integer("epochs", 120, "Passes over the data.", 1)
-_MOMENTUM = flags.DEFINE_float(
-    "momentum", 0.9, "Momentum of SGD, in [0, 1].", 0.0, 1.0
-)
 _SEEDS = flags.DEFINE_integer(
     "seeds", 5, "Runs of each kind: with the seeds 0, 1, 2, ...", 1
-)
-_EARLY_ACCURACY = flags.DEFINE_float(
-    "early_accuracy",
-    0.5,
-    "Training accuracy at which TrF_i is read, in [0, 1].",
-    0.0,
-    1.0,
 )
 _PROBE_SIZE = flags.DEFINE_integer(
     "probe_size",
@@ -77,13 +55,6 @@ _PROBE_SIZE = flags.DEFINE_integer(
 )
 _MEASURE_EVERY = flags.DEFINE_integer(
     "measure_every", 10, "Measure accuracies every so many epochs.", 1
-)
-_JIT = flags.DEFINE_enum(
-    "jit",
-    "auto",
-    ["auto", "true", "false"],
-    "Whether to compile with XLA; auto is Keras's choice, GPUs only. On CPUs "
-    "true is faster for signals and dense networks, slower for images.",
 )
 _OUTPUT_DIR = flags.DEFINE_string(
     "output_dir",
@@ -128,15 +99,15 @@ class Run:
 def from_flags(**values) -> Run:
     """The run that the flags describe, with some fields given."""
     described = dict(
-        dataset=_DATASET.value,
-        model=_MODEL.value,
-        batch_size=_BATCH_SIZE.value,
-        epochs=_EPOCHS.value,
-        momentum=_MOMENTUM.value,
-        early_accuracy=_EARLY_ACCURACY.value,
+        dataset=settings.DATASET.value,
+        model=settings.MODEL.value,
+        batch_size=settings.BATCH_SIZE.value,
+        epochs=settings.EPOCHS.value,
+        momentum=settings.MOMENTUM.value,
+        early_accuracy=settings.EARLY_ACCURACY.value,
         probe_size=_PROBE_SIZE.value,
         measure_every=_MEASURE_EVERY.value,
-        augment=_AUGMENT.value,
+        augment=settings.AUGMENT.value,
     )
     return Run(**{**described, **values})
 
@@ -149,11 +120,6 @@ def seeds() -> range:
 def output_dir() -> str:
     """Where the flags say that results go."""
     return _OUTPUT_DIR.value
-
-
-def jit() -> bool | str:
-    """Whether the flags want XLA to compile."""
-    return {"auto": "auto", "true": True, "false": False}[_JIT.value]
 
 
 def define_numbers(name: str, default: Sequence[float], description: str):

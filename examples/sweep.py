@@ -25,6 +25,7 @@ import experiment
 from experiment import Run
 import keras
 import pandas as pd
+import settings
 import tensorflow as tf
 
 _SECONDS_BETWEEN_LOOKS = 1.0
@@ -52,7 +53,7 @@ def results(runs: Iterable[Run], output_dir: str, title: str) -> pd.DataFrame:
     print(f"{title}: {len(runs)} runs")
     bar = keras.utils.Progbar(len(runs), unit_name="run")
     waiting = runs
-    with trainer(experiment.jit()) as train:
+    with trainer(settings.jit()) as train:
         while waiting:
             left = []
             for run in waiting:

@@ -16,27 +16,15 @@ from absl import flags
 import common
 import keras
 import numpy as np
+import settings
 import tensorflow as tf
 
 import keras_fisher
 from keras_fisher import penalties as penalties_lib
 
-_DATASET = flags.DEFINE_string(
-    "dataset",
-    "mnist1d",
-    "Data set: mnist1d or digits, which need no download, or a TFDS name.",
-)
-_MODEL = flags.DEFINE_enum(
-    "model", "simple_cnn", common.MODELS, "Network to train."
-)
 _LEARNING_RATE = flags.DEFINE_float(
     "learning_rate", 0.01, "Learning rate of SGD.", lower_bound=0.0
 )
-_MOMENTUM = flags.DEFINE_float(
-    "momentum", 0.9, "Momentum of SGD, in [0, 1].", 0.0, 1.0
-)
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Examples a step.", 1)
-_EPOCHS = flags.DEFINE_integer("epochs", 120, "Passes over the data.", 1)
 _PENALTY = flags.DEFINE_enum(
     "penalty",
     "none",
@@ -77,13 +65,6 @@ _EXCLUDE = flags.DEFINE_multi_string(
 _TRACE_EVERY = flags.DEFINE_integer(
     "trace_every", 10, "Measure Tr(F) every so many steps.", 1
 )
-_EARLY_ACCURACY = flags.DEFINE_float(
-    "early_accuracy",
-    0.5,
-    "Training accuracy at which TrF_i is read, in [0, 1].",
-    0.0,
-    1.0,
-)
 _PROBE_SIZE = flags.DEFINE_integer(
     "probe_size",
     0,
@@ -99,12 +80,6 @@ _LABEL_NOISE = flags.DEFINE_float(
     1.0,
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of everything.", 0)
-_JIT = flags.DEFINE_enum(
-    "jit",
-    "auto",
-    ["auto", "true", "false"],
-    "Whether to compile with XLA; auto is Keras's choice, GPUs only.",
-)
 _STEPS_PER_EXECUTION = flags.DEFINE_integer(
     "steps_per_execution", 1, "Steps in one call of the train function.", 1
 )
@@ -159,25 +134,32 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"Unknown arguments: {argv[1:]}. See --help.")
     keras.utils.set_random_seed(_SEED.value)
     data = common.load_data(
-        _DATASET.value,
-        _BATCH_SIZE.value,
+        settings.DATASET.value,
+        settings.BATCH_SIZE.value,
         label_noise=_LABEL_NOISE.value,
+        augment=settings.AUGMENT.value,
         seed=_SEED.value,
     )
     model = keras_fisher.FisherModel(
-        common.build_network(_MODEL.value, data.input_shape, data.classes),
+        common.build_network(
+            settings.MODEL.value, data.input_shape, data.classes
+        ),
         penalty=penalty(),
         trace_every=_TRACE_EVERY.value,
         seed=_SEED.value,
     )
     model.compile(
-        keras.optimizers.SGD(_LEARNING_RATE.value, momentum=_MOMENTUM.value),
+        keras.optimizers.SGD(
+            _LEARNING_RATE.value, momentum=settings.MOMENTUM.value
+        ),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
-        jit_compile={"auto": "auto", "true": True, "false": False}[_JIT.value],
+        jit_compile=settings.jit(),
         steps_per_execution=_STEPS_PER_EXECUTION.value,
     )
-    early = keras_fisher.callbacks.EarlyPhase("accuracy", _EARLY_ACCURACY.value)
+    early = keras_fisher.callbacks.EarlyPhase(
+        "accuracy", settings.EARLY_ACCURACY.value
+    )
     callbacks = [early]
     if _LOG_DIR.value:
         callbacks.append(
@@ -186,7 +168,7 @@ def main(argv: list[str]) -> None:
                 early_phase=early,
                 probe=probe(data.test),
                 hyperparameters={
-                    "dataset": _DATASET.value,
+                    "dataset": settings.DATASET.value,
                     "label_noise": _LABEL_NOISE.value,
                 },
             )
@@ -194,7 +176,7 @@ def main(argv: list[str]) -> None:
     model.fit(
         data.train,
         validation_data=data.test,
-        epochs=_EPOCHS.value,
+        epochs=settings.EPOCHS.value,
         callbacks=callbacks,
         shuffle=False,  # the data set does
     )

@@ -1,0 +1,42 @@
+"""Flags that training scripts have in common."""
+
+from __future__ import annotations
+
+from absl import flags
+import common
+
+DATASET = flags.DEFINE_string(
+    "dataset",
+    "mnist1d",
+    "Data set: mnist1d or digits, which need no download, or a TFDS name.",
+)
+MODEL = flags.DEFINE_enum(
+    "model", "simple_cnn", common.MODELS, "Network to train."
+)
+AUGMENT = flags.DEFINE_boolean(
+    "augment", False, "Shift and flip the images to train on."
+)
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Examples a step.", 1)
+EPOCHS = flags.DEFINE_integer("epochs", 120, "Passes over the data.", 1)
+MOMENTUM = flags.DEFINE_float(
+    "momentum", 0.9, "Momentum of SGD, in [0, 1].", 0.0, 1.0
+)
+EARLY_ACCURACY = flags.DEFINE_float(
+    "early_accuracy",
+    0.5,
+    "Training accuracy at which TrF_i is read, in [0, 1].",
+    0.0,
+    1.0,
+)
+_JIT = flags.DEFINE_enum(
+    "jit",
+    "auto",
+    ["auto", "true", "false"],
+    "Whether to compile with XLA; auto is Keras's choice, GPUs only. On CPUs "
+    "true is faster for signals and dense networks, slower for images.",
+)
+
+
+def jit() -> bool | str:
+    """Whether XLA compiles, as `jit_compile` of Keras."""
+    return {"auto": "auto", "true": True, "false": False}[_JIT.value]
