@@ -74,9 +74,14 @@ def test_train_writes_the_trace_at_its_true_steps(data_dir, tmp_path):
     "script, flag",
     [
         ("train.py", "--alpha"),
-        ("demo.py", "--alpha"),
-        ("plot_logs.py", "--smooth"),
-        ("measure.py", "--num_probes"),
+        *(
+            pytest.param(script, flag, marks=pytest.mark.slow)
+            for script, flag in [
+                ("demo.py", "--alpha"),
+                ("plot_logs.py", "--smooth"),
+                ("measure.py", "--num_probes"),
+            ]
+        ),
     ],
 )
 def test_help_explains_every_flag(script, flag, data_dir):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cases
 import keras
 import networks
 import numpy as np
@@ -47,21 +48,19 @@ def _fit(model, epochs=2, learning_rate=0.1, **kwargs):
 
 
 @pytest.mark.parametrize(
-    "mode",
-    [pytest.param("eager", marks=pytest.mark.slow), "graph", "xla"],
-)
-@pytest.mark.parametrize(
-    "penalty",
-    [
-        FisherPenalty(0.3),
-        FisherPenalty(0.3, fraction=0.5),
-        FisherPenalty(0.3, micro_batch_size=4),
-        FisherPenalty(0.3, method="finite_difference"),
-        FisherPenalty(0.3, every=3),
-        FisherPenalty(0.3, every=3, reuse=False, start=2, stop=6),
-        UniformLabelPenalty(0.3, exclude="bias"),
-    ],
-    ids=lambda p: repr(p).split("(")[0] + str(p.every) + p.method[0],
+    "penalty, mode",
+    cases.in_turns(
+        [
+            FisherPenalty(0.3),
+            FisherPenalty(0.3, fraction=0.5),
+            FisherPenalty(0.3, micro_batch_size=4),
+            FisherPenalty(0.3, method="finite_difference"),
+            FisherPenalty(0.3, every=3),
+            FisherPenalty(0.3, every=3, reuse=False, start=2, stop=6),
+            UniformLabelPenalty(0.3, exclude="bias"),
+        ],
+        name=lambda p: repr(p).split("(")[0] + str(p.every) + p.method[0],
+    ),
 )
 def test_around_a_whole_model_it_is_fisher_models_penalty(penalty, mode):
     options = dict(jit_compile=mode == "xla", run_eagerly=mode == "eager")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import cases
 import keras
 import networks
 import numpy as np
@@ -138,23 +139,21 @@ def test_loss_and_metrics_in_the_logs_are_without_the_penalty():
 
 
 @pytest.mark.parametrize(
-    "mode",
-    [pytest.param("eager", marks=pytest.mark.slow), "graph", "xla"],
-)
-@pytest.mark.parametrize(
-    "penalty",
-    [
-        FisherPenalty(0.3),
-        FisherPenalty(0.3, fraction=0.5),
-        FisherPenalty(0.3, micro_batch_size=4),
-        FisherPenalty(0.3, method="finite_difference"),
-        FisherPenalty(0.3, every=3),
-        FisherPenalty(0.3, every=3, reuse=False, start=2, stop=6),
-        GradientPenalty(0.3),
-        UniformLabelPenalty(0.3, every=2),
-        InputGradientPenalty(0.3),
-    ],
-    ids=lambda p: repr(p).split("(")[0] + str(p.every) + p.method[0],
+    "penalty, mode",
+    cases.in_turns(
+        [
+            FisherPenalty(0.3),
+            FisherPenalty(0.3, fraction=0.5),
+            FisherPenalty(0.3, micro_batch_size=4),
+            FisherPenalty(0.3, method="finite_difference"),
+            FisherPenalty(0.3, every=3),
+            FisherPenalty(0.3, every=3, reuse=False, start=2, stop=6),
+            GradientPenalty(0.3),
+            UniformLabelPenalty(0.3, every=2),
+            InputGradientPenalty(0.3),
+        ],
+        name=lambda p: repr(p).split("(")[0] + str(p.every) + p.method[0],
+    ),
 )
 def test_fit_equals_a_loop_with_the_pure_functions(penalty, mode):
     """Another implementation of the schedule, with plain SGD."""
@@ -221,11 +220,13 @@ def test_fit_equals_a_loop_with_the_pure_functions(penalty, mode):
 @pytest.mark.parametrize(
     "jit, steps",
     [
-        (False, 1),
         (True, 7),
         *(
             pytest.param(jit, steps, marks=pytest.mark.slow)
-            for jit, steps in [(False, 3), (False, 7), (True, 1), (True, 3)]
+            for jit, steps in [
+                *[(False, 1), (False, 3), (False, 7)],
+                *[(True, 1), (True, 3)],
+            ]
         ),
     ],
 )
@@ -559,18 +560,17 @@ def test_auxiliary_losses_and_weights_are_no_part_of_the_penalty():
 # Saving and resuming.
 
 _SAVED_PENALTIES = [
-    None,
     FisherPenalty(0.3, fraction=0.5, micro_batch_size=2, start=3),
     GradientPenalty(0.3, every=3),
-    *(
-        pytest.param(penalty, marks=pytest.mark.slow)
-        for penalty in (
+    *cases.slow(
+        [
+            None,
             FisherPenalty(0.3),
             FisherPenalty(0.3, every=10),
             FisherPenalty(0.3, method="finite_difference", exclude=["bias"]),
             UniformLabelPenalty(0.3),
             InputGradientPenalty(0.3),
-        )
+        ]
     ),
 ]
 
@@ -689,7 +689,7 @@ def _noisy(batch_size, weights=False):
     return data.batch(batch_size)
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 50])
+@pytest.mark.parametrize("batch_size", [7, *cases.slow([1, 50])])
 @pytest.mark.parametrize("weights", [False, True])
 @pytest.mark.parametrize(
     "options", [dict(trace_every=None), dict(penalty=0.1)], ids=["plain", "fp"]

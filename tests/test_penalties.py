@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cases
 import keras
 import networks
 import numpy as np
@@ -168,18 +169,20 @@ def test_eager_graph_and_xla_agree_in_both_precisions(name, dtype):
         assert max(errors) < tolerance, (mode, errors)
 
 
-@pytest.mark.parametrize("mode", _MODES)
 @pytest.mark.parametrize(
-    "name, size",
-    [
-        ("dense", 1),
-        ("dense", 4),
-        ("batch_norm", 1),
-        ("batch_norm", 4),
-        ("shared", 2),
-        ("embedding", 2),
-        ("gru", 4),
-    ],
+    "name, size, mode",
+    cases.in_turns(
+        [
+            ("dense", 1),
+            ("dense", 4),
+            ("batch_norm", 1),
+            ("batch_norm", 4),
+            ("shared", 2),
+            ("embedding", 2),
+            ("gru", 4),
+        ],
+        name=lambda value: f"{value[0]}-{value[1]}",
+    ),
 )
 def test_micro_batches_equal_brute_force(name, mode, size):
     rows = np.arange(networks.BATCH)

@@ -651,7 +651,7 @@ class _Stop(keras.callbacks.Callback):
 @pytest.mark.parametrize(
     "steps, save_freq",
     [
-        (1, "epoch"),
+        pytest.param(1, "epoch", marks=pytest.mark.slow),
         pytest.param(1, 3, marks=pytest.mark.slow),
         pytest.param(3, "epoch", marks=pytest.mark.slow),
         (3, 3),
