@@ -8,7 +8,7 @@ python examples/final_curvature.py --jit=true
 
 from __future__ import annotations
 
-import json
+import functools
 import os
 
 from absl import app
@@ -37,11 +37,7 @@ _EXAMPLES = flags.DEFINE_integer(
 
 
 def measure(row: pd.Series) -> dict[str, float]:
-    """Tr(H) and Tr(F) of a trained network, measured once and kept."""
-    path = row["path"].removesuffix("keras") + f"curvature{_EXAMPLES.value}"
-    if os.path.exists(path):
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
+    """Tr(H) and Tr(F) of a trained network on the first training examples."""
     data = common.load_data(row["dataset"], row["batch_size"])
     batch = data.examples.unbatch().batch(_EXAMPLES.value).take(1)
     x, y = next(batch.as_numpy_iterator())
@@ -53,9 +49,7 @@ def measure(row: pd.Series) -> dict[str, float]:
     fisher = keras_fisher.fisher_trace(
         network, x, estimator="exact", likelihood="categorical", batch_size=256
     )
-    result = {"hessian_trace": float(hessian), "final_trace": float(fisher)}
-    sweep.write(path, json.dumps(result))
-    return result
+    return {"hessian_trace": float(hessian), "final_trace": float(fisher)}
 
 
 def draw(frame: pd.DataFrame):
@@ -114,11 +108,13 @@ def main(argv: list[str]) -> None:
     ]
     frame = sweep.results(runs, experiment.output_dir(), _NAME)
     print("Measuring the trained networks")
-    bar = keras.utils.Progbar(len(frame), unit_name="network")
-    measured = []
-    for _, row in frame.iterrows():
-        measured.append(measure(row))
-        bar.add(1)
+    jobs = {
+        f"{os.path.splitext(row['path'])[0]}-curvature{_EXAMPLES.value}.json": (
+            functools.partial(measure, row)
+        )
+        for _, row in frame.iterrows()
+    }
+    measured = sweep.shared(jobs, "network")
     frame = frame.join(pd.DataFrame(measured))
     frame["learning rate"] = frame["learning_rate"].map("{:g}".format)
     rows = report.table(

@@ -51,20 +51,25 @@ def results(runs: Iterable[Run], output_dir: str, title: str) -> pd.DataFrame:
     directory = os.path.join(output_dir, "runs")
     os.makedirs(directory, exist_ok=True)
     print(f"{title}: {len(runs)} runs")
-    bar = keras.utils.Progbar(len(runs), unit_name="run")
-    waiting = runs
     with trainer(settings.jit()) as train:
-        while waiting:
-            left = []
-            for run in waiting:
-                if _is_done(run, directory, train):
-                    bar.add(1)
-                else:
-                    left.append(run)
-            if len(left) == len(waiting):
-                time.sleep(_SECONDS_BETWEEN_LOOKS)
-            waiting = left
-    return pd.DataFrame([_row(run, directory) for run in runs])
+
+        def job(run: Run):
+            return lambda: {
+                "run": dataclasses.asdict(run),
+                **train(run, _path(run, directory, "keras")),
+            }
+
+        found = shared(
+            {_path(run, directory, "json"): job(run) for run in runs}, "run"
+        )
+    return pd.DataFrame(
+        {
+            **result.pop("run"),
+            **result,
+            "path": _path(run, directory, "keras"),
+        }
+        for run, result in zip(runs, found)
+    )
 
 
 def histories(frame: pd.DataFrame) -> pd.DataFrame:
@@ -103,8 +108,7 @@ def trainer(jit: bool | str):
 
 
 def _begin_process() -> None:
-    # That each run traces functions of its own is no news.
-    tf.get_logger().setLevel("ERROR")
+    _expect_tracing()
 
     def end_with_parent():
         multiprocessing.parent_process().join()
@@ -113,30 +117,54 @@ def _begin_process() -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def _is_done(run: Run, directory: str, train: Callable) -> bool:
-    """Whether there is a result of a run, after training it if it is free."""
-    path = _path(run, directory, "json")
+def shared(jobs: dict[str, Callable[[], dict]], unit: str) -> list[dict]:
+    """Does what has not been done, with a bar, and waits for other processes.
+
+    Args:
+        jobs: For each file with a result what gives that result, if the file
+            is not there and no other process is at it.
+        unit: Of the bar.
+
+    Returns:
+        The results, in the order of the jobs.
+    """
+    _expect_tracing()
+    bar = keras.utils.Progbar(len(jobs), unit_name=unit)
+    waiting = [*jobs]
+    while waiting:
+        left = []
+        for path in waiting:
+            if _is_done(path, jobs[path]):
+                bar.add(1)
+            else:
+                left.append(path)
+        if len(left) == len(waiting):
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+        waiting = left
+    return [_read(path) for path in jobs]
+
+
+def _is_done(path: str, job: Callable[[], dict]) -> bool:
+    """Whether there is a result, after doing the job if it is free."""
     if os.path.exists(path):
         return True
-    with _lock(_path(run, directory, "lock")) as is_free:
+    with _lock(os.path.splitext(path)[0] + ".lock") as is_free:
         if not is_free:
             return False
-        # Another may have trained it since.
+        # Another may have done it since.
         if not os.path.exists(path):
-            result = train(run, _path(run, directory, "keras"))
-            result = {"run": dataclasses.asdict(run), **result}
-            write(path, json.dumps(result, indent=1))
+            write(path, json.dumps(job(), indent=1))
     return True
 
 
-def _row(run: Run, directory: str) -> dict:
-    with open(_path(run, directory, "json"), encoding="utf-8") as file:
-        result = json.load(file)
-    return {
-        **result.pop("run"),
-        **result,
-        "path": _path(run, directory, "keras"),
-    }
+def _expect_tracing() -> None:
+    # Each run traces functions of its own, which TensorFlow warns of.
+    tf.get_logger().setLevel("ERROR")
+
+
+def _read(path: str) -> dict:
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)
 
 
 def _path(run: Run, directory: str, extension: str) -> str:
