@@ -30,7 +30,7 @@ format: $(VENV)/.installed
 # the runs. Goes on where it was stopped.
 REPRODUCTION := reproduction
 reproduce: $(VENV)/.installed
-	$(BIN)/python examples/reproduce.py --output_dir=$(REPRODUCTION) \
+	$(BIN)/python examples/reproduce.py --directory=$(REPRODUCTION) \
 	    --page=docs/reproduction.md
 
 # These two make an environment of their own for PyTorch and the peers.

@@ -3,7 +3,7 @@
 Runs the scripts of the experiments one after the other, in two processes that
 share the runs. Stopped and started again, it goes on where it was.
 
-python examples/reproduce.py --output_dir=reproduction \
+python examples/reproduce.py --directory=reproduction \
         --page=docs/reproduction.md
 """
 
@@ -20,8 +20,8 @@ import time
 from absl import app
 from absl import flags
 
-_OUTPUT_DIR = flags.DEFINE_string(
-    "output_dir", "reproduction", "Directory for tables, figures and runs."
+_DIRECTORY = flags.DEFINE_string(
+    "directory", "reproduction", "Directory for tables, figures and runs."
 )
 _PAGE = flags.DEFINE_string(
     "page",
@@ -108,7 +108,7 @@ def main(argv: list[str]) -> None:
     threads = max(1, (os.cpu_count() or 1) // count)
     for command in COMMANDS:
         processes = [
-            start(command, _OUTPUT_DIR.value, threads, quiet=number > 0)
+            start(command, _DIRECTORY.value, threads, quiet=number > 0)
             for number in range(count)
         ]
         # The first one prints, and finishes what another that fails leaves.
@@ -116,7 +116,7 @@ def main(argv: list[str]) -> None:
         if codes[0]:
             sys.exit(f"{command[0]} failed; what is above says why.")
     if _PAGE.value:
-        update(pathlib.Path(_PAGE.value), pathlib.Path(_OUTPUT_DIR.value))
+        update(pathlib.Path(_PAGE.value), pathlib.Path(_DIRECTORY.value))
     minutes = (time.perf_counter() - begin) / 60
     print(f"Took {minutes:.0f} minutes, without what had been done before.")
 
