@@ -20,24 +20,26 @@ Gradients = list  # of tensors, None where a source is not connected
 
 def vector_jacobian(
     tape: tf.GradientTape,
-    outputs: tf.Tensor,
+    outputs: tf.Tensor | list[tf.Tensor],
     sources: Sequence,
-    cotangent: tf.Tensor,
+    cotangent: tf.Tensor | list[tf.Tensor],
 ) -> Gradients:
     """The gradient of ⟨cotangent, outputs⟩, itself differentiable.
 
     Args:
         tape: A persistent tape that has watched `sources` and recorded
             `outputs`.
-        outputs: Tensor of any shape.
+        outputs: Tensor of any shape, or a list of them.
         sources: Variables or tensors.
-        cotangent: Tensor of the shape and dtype of `outputs`.
+        cotangent: Tensor of the shape and dtype of `outputs`, or a list.
 
     Returns:
         A list with a dense tensor for each source, or None for a source that
         the outputs do not depend on.
     """
-    if second_derivatives.needs_graph_gradients(outputs):
+    if any(
+        map(second_derivatives.needs_graph_gradients, tf.nest.flatten(outputs))
+    ):
         gradients = tf.gradients(outputs, sources, grad_ys=cotangent)
     else:
         gradients = tape.gradient(outputs, sources, output_gradients=cotangent)

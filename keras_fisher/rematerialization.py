@@ -19,6 +19,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from keras_fisher import gradients as gradients_lib
 from keras_fisher import second_derivatives
 
 
@@ -71,15 +72,11 @@ def _backward(function, tensors, upstream) -> list:
         ):
             tape.watch(sources)
             outputs, _ = function(sources)
-        if any(map(second_derivatives.needs_graph_gradients, outputs)):
-            gradients = tf.gradients(outputs, sources, grad_ys=cotangents)
-        else:
-            gradients = tape.gradient(
-                outputs, sources, output_gradients=cotangents
-            )
-        # An embedding's repeat rows.
-        dense = [tf.convert_to_tensor(g) for g in gradients if g is not None]
-        return dense, [g is not None for g in gradients]
+        gradients = gradients_lib.vector_jacobian(
+            tape, outputs, sources, cotangents
+        )
+        connected = [g is not None for g in gradients]
+        return [g for g in gradients if g is not None], connected
 
     gradients, connected = checkpoint(
         pull_back, [*tensors, *upstream], after=upstream

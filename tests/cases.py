@@ -6,6 +6,25 @@ from collections.abc import Iterable
 
 import pytest
 
+from keras_fisher import FisherPenalty
+from keras_fisher import penalties
+
+# One of each kind of part, schedule and method.
+FISHER_PENALTIES = [
+    FisherPenalty(0.3),
+    FisherPenalty(0.3, fraction=0.5),
+    FisherPenalty(0.3, micro_batch_size=4),
+    FisherPenalty(0.3, method="finite_difference"),
+    FisherPenalty(0.3, every=3),
+    FisherPenalty(0.3, every=3, reuse=False, start=2, stop=6),
+]
+
+
+def name_of_penalty(penalty: penalties.Penalty) -> str:
+    """Its class, and what tells it from others."""
+    name = type(penalty).__name__
+    return f"{name}{penalty.every}{penalty.method[0]}"
+
 
 def in_turns(values: Iterable, modes=("graph", "xla", "eager"), name=str):
     """Each value in a graph or under XLA, in turns; in all modes if slow.

@@ -51,15 +51,10 @@ def _fit(model, epochs=2, learning_rate=0.1, **kwargs):
     "penalty, mode",
     cases.in_turns(
         [
-            FisherPenalty(0.3),
-            FisherPenalty(0.3, fraction=0.5),
-            FisherPenalty(0.3, micro_batch_size=4),
-            FisherPenalty(0.3, method="finite_difference"),
-            FisherPenalty(0.3, every=3),
-            FisherPenalty(0.3, every=3, reuse=False, start=2, stop=6),
+            *cases.FISHER_PENALTIES,
             UniformLabelPenalty(0.3, exclude="bias"),
         ],
-        name=lambda p: repr(p).split("(")[0] + str(p.every) + p.method[0],
+        name=cases.name_of_penalty,
     ),
 )
 def test_around_a_whole_model_it_is_fisher_models_penalty(penalty, mode):

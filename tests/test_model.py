@@ -142,17 +142,12 @@ def test_loss_and_metrics_in_the_logs_are_without_the_penalty():
     "penalty, mode",
     cases.in_turns(
         [
-            FisherPenalty(0.3),
-            FisherPenalty(0.3, fraction=0.5),
-            FisherPenalty(0.3, micro_batch_size=4),
-            FisherPenalty(0.3, method="finite_difference"),
-            FisherPenalty(0.3, every=3),
-            FisherPenalty(0.3, every=3, reuse=False, start=2, stop=6),
+            *cases.FISHER_PENALTIES,
             GradientPenalty(0.3),
             UniformLabelPenalty(0.3, every=2),
             InputGradientPenalty(0.3),
         ],
-        name=lambda p: repr(p).split("(")[0] + str(p.every) + p.method[0],
+        name=cases.name_of_penalty,
     ),
 )
 def test_fit_equals_a_loop_with_the_pure_functions(penalty, mode):
