@@ -333,7 +333,8 @@ def _mixed(batches: tf.data.Dataset, alpha: float, seed: int):
 
 def _probes(data, size: int) -> dict[str, np.ndarray]:
     """The examples that Tr(F) is measured on, by the name of the trace."""
-    elements = [*data.examples.unbatch().take(8 * size).as_numpy_iterator()]
+    count = 8 * size if data.has_noise else size
+    elements = [*data.examples.unbatch().take(count).as_numpy_iterator()]
     probes = {"trace": [x for x, _ in elements]}
     if data.has_noise:
         for name, wanted in ("clean_trace", False), ("noisy_trace", True):

@@ -84,16 +84,8 @@ def correlations(frame: pd.DataFrame) -> pd.DataFrame:
             ("final Tr(H)", "hessian_trace"),
             ("final Tr(F)", "final_trace"),
         ):
-            found = plotting.rank_correlation(runs["early_trace"], runs[column])
-            rows.append(
-                {
-                    "runs": kind,
-                    "TrF_i with": name,
-                    "Spearman's ρ": f"{found.correlation:.2f}",
-                    "95 % interval": f"[{found.low:.2f}, {found.high:.2f}]",
-                    "pairs": str(found.count),
-                }
-            )
+            correlation = report.correlation(runs["early_trace"], runs[column])
+            rows.append({"runs": kind, "TrF_i with": name, **correlation})
     return pd.DataFrame(rows)
 
 

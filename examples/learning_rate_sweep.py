@@ -43,20 +43,12 @@ def correlations(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
         for kind, runs in ("each run", frame), ("means of seeds", means.mean()):
             if len(runs) < 3:
                 continue
-            found = plotting.rank_correlation(
-                runs[column], runs["test_accuracy"]
+            correlation = report.correlation(
+                runs[column],
+                runs["test_accuracy"],
+                "Spearman's ρ with test accuracy",
             )
-            rows.append(
-                {
-                    "trace": name,
-                    "of": kind,
-                    "Spearman's ρ with test accuracy": (
-                        f"{found.correlation:.2f}"
-                    ),
-                    "95 % interval": f"[{found.low:.2f}, {found.high:.2f}]",
-                    "pairs": str(found.count),
-                }
-            )
+            rows.append({"trace": name, "of": kind, **correlation})
     return pd.DataFrame(rows)
 
 

@@ -15,6 +15,8 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib import ticker
 
+from keras_fisher import plotting
+
 
 def percent(values: pd.Series) -> str:
     """Mean and standard error, from shares, in percent."""
@@ -27,6 +29,18 @@ def number(values: pd.Series) -> str:
     """Mean and standard error."""
     error = f" ± {values.sem():.2g}" if values.count() > 1 else ""
     return "" if values.isna().all() else f"{values.mean():.4g}{error}"
+
+
+def correlation(
+    x: pd.Series, y: pd.Series, name: str = "Spearman's ρ"
+) -> dict[str, str]:
+    """The columns of a row that tells of a rank correlation, called `name`."""
+    found = plotting.rank_correlation(x, y)
+    return {
+        name: f"{found.correlation:.2f}",
+        "95 % interval": f"[{found.low:.2f}, {found.high:.2f}]",
+        "pairs": str(found.count),
+    }
 
 
 def table(
@@ -92,16 +106,15 @@ def logarithmic(axes, which: str) -> None:
 
 
 def axes(count: int):
-    """A figure with axes side by side.
+    """A figure with two or more axes side by side.
 
     Returns:
-        The figure, and a list of its axes.
+        The figure, and an array of its axes.
     """
     seaborn.set_theme(style="ticks", palette="colorblind")
     figure, panels = plt.subplots(
         1, count, figsize=(5.2 * count, 4.2), layout="constrained"
     )
-    panels = [panels] if count == 1 else [*panels]
     for panel in panels:
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(alpha=0.3)
