@@ -16,6 +16,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from keras_fisher import outputs as outputs_lib
 from keras_fisher import sampling
 from keras_fisher import second_derivatives
 
@@ -25,12 +26,13 @@ class Forward:
     """A recorded forward pass in training mode.
 
     Attributes:
-        outputs: Outputs for the whole batch, in the order of the batch.
+        outputs: Outputs for the whole batch, in the order of the batch: a
+            tensor, or a list or dict of tensors.
         part_outputs: Outputs for the part that the penalty looks at.
         start: Position in the batch of the part's first example, which the
             others follow, past the end of the batch from its beginning; None
             if the part is all of it.
-        mask: Keras mask of `part_outputs`, or None.
+        mask: Keras mask of `part_outputs`, or None; in their structure.
         batch_size: Number of examples in the batch.
         part_size: Number of examples in the part.
         layer: The layer that ran.
@@ -42,10 +44,10 @@ class Forward:
             for.
     """
 
-    outputs: tf.Tensor
-    part_outputs: tf.Tensor
+    outputs: Any
+    part_outputs: Any
     start: tf.Tensor | None
-    mask: tf.Tensor | None
+    mask: Any
     batch_size: int | tf.Tensor
     part_size: int | tf.Tensor
     layer: keras.layers.Layer
@@ -56,13 +58,19 @@ class Forward:
     _state_before: list
     _picked: bool
 
-    def of_part(self, values: tf.Tensor) -> tf.Tensor:
+    @property
+    def dtype(self) -> tf.DType:
+        """The dtype of the outputs, the narrowest if there are several."""
+        dtypes = [t.dtype for t in outputs_lib.leaves(self.part_outputs)]
+        return min(dtypes, key=lambda dtype: dtype.size)
+
+    def of_part(self, values: Any) -> Any:
         """The rows of `values`, one per example, that belong to the part."""
         if self.start is None:
             return values
         return _part(values, self.start, self.part_size)
 
-    def replay(self, targets: list) -> tuple[tf.GradientTape, tf.Tensor]:
+    def replay(self, targets: list) -> tuple[tf.GradientTape, Any]:
         """Runs the part again on other values, and changes nothing.
 
         Random layers draw the same numbers as the first time.
@@ -105,7 +113,7 @@ def run(
     """Runs a layer in training mode, once for each example.
 
     Args:
-        layer: A built layer or model with one output tensor.
+        layer: A built layer or model.
         inputs: Its inputs, with the batch as first axis of each.
         fraction: Share of the batch that makes up the part: neighbours from
             a random place on, one example at least.
@@ -120,9 +128,6 @@ def run(
 
     Returns:
         A `Forward`.
-
-    Raises:
-        ValueError: If the layer has more than one output.
     """
     state_before = _state(layer) if replayable else []
     batch_size = _batch_size(inputs)
@@ -148,17 +153,20 @@ def run(
     tapes = [second_tape, tape] if twice else [tape]
     with _recording(tapes, targets, differentiable):
         outputs = layer(run_on, training=True)
-        check_single(outputs)
-        mask = keras_mask(outputs)
+        mask = outputs_lib.apply(keras_mask, outputs)
         part_outputs = outputs
         if start is not None and not split:
             part_outputs = _part(outputs, start, part_size)
-            mask = None if mask is None else _part(mask, start, part_size)
+            mask = _part(mask, start, part_size)
     if split:
-        others = layer(rest, training=True)
-        outputs = _turned(tf.concat([part_outputs, others], axis=0), -start)
+        others = outputs_lib.leaves(layer(rest, training=True))
         size = None if tf.is_tensor(batch_size) else batch_size
-        outputs = tf.ensure_shape(outputs, [size, *part_outputs.shape[1:]])
+
+        def whole(part):
+            joined = _turned(tf.concat([part, others.pop(0)], axis=0), -start)
+            return tf.ensure_shape(joined, [size, *part.shape[1:]])
+
+        outputs = keras.tree.map_structure(whole, part_outputs)
     return Forward(
         outputs=outputs,
         part_outputs=part_outputs,
@@ -328,15 +336,5 @@ def _turned(x: tf.Tensor, start: tf.Tensor) -> tf.Tensor:
     return tf.roll(x, -start, axis=0)
 
 
-def _part(x: tf.Tensor, start: tf.Tensor, size) -> tf.Tensor:
-    return _turned(x, start)[:size]
-
-
-def check_single(outputs: Any) -> None:
-    """Raises a `ValueError` unless a model has one output tensor."""
-    if not tf.is_tensor(outputs):
-        raise ValueError(
-            "The Fisher information is defined here for a model with one "
-            f"output tensor. Received outputs of the structure: {outputs}. "
-            "Wrap the part of the model that leads to the output of interest."
-        )
+def _part(values: Any, start: tf.Tensor, size) -> Any:
+    return outputs_lib.apply(lambda x: _turned(x, start)[:size], values)

@@ -17,6 +17,7 @@ from keras_fisher import compilation
 from keras_fisher import gradients as gradients_lib
 from keras_fisher import likelihoods
 from keras_fisher import metrics
+from keras_fisher import outputs as outputs_lib
 from keras_fisher import sampling
 from keras_fisher import second_derivatives
 from keras_fisher.estimates import Estimate
@@ -285,13 +286,16 @@ def _label_check(model: Any, loss: Any, x: Any) -> Callable:
     """Function that refuses labels which the loss cannot take."""
     try:
         loss = model.loss if loss is None else loss
-        likelihood = likelihoods.get(loss)
+        likelihood = likelihoods.of_model(loss, model)
     except ValueError:
         # Other losses are free to take any labels.
         return lambda y: None
-    classes = model(batches_lib.part(x, 0, 1), training=False).shape[-1]
+    classes = outputs_lib.apply(
+        lambda outputs: outputs.shape[-1],
+        model(batches_lib.part(x, 0, 1), training=False),
+    )
     return lambda y: likelihood.check_labels(
-        np.asarray(metrics.label_of(y)), classes
+        outputs_lib.apply(np.asarray, metrics.label_of(y)), classes
     )
 
 
@@ -309,6 +313,11 @@ def _loss_function(model: Any, loss: Any) -> Callable:
     loss = keras.losses.get(loss)
 
     def mean_loss(model, x, y, outputs, sample_weight):
+        if not tf.is_tensor(outputs):
+            raise ValueError(
+                "The model has several outputs, whose losses are added up as "
+                "`compile` was told. Compile it with them, and pass no `loss`."
+            )
         y = tf.convert_to_tensor(metrics.label_of(y))
         if y.shape.rank == outputs.shape.rank - 1 and outputs.shape[-1] == 1:
             y = y[..., None]

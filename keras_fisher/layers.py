@@ -41,11 +41,11 @@ class FisherRegularization(keras.layers.Wrapper):
     Fisher Matrix Impacts Generalization*, ICML 2021, section 4.
 
     Args:
-        layer: A layer or model with one output tensor.
+        layer: A layer or model.
         penalty: α, a name, or a penalty that needs no labels of the data set:
             `FisherPenalty` or `UniformLabelPenalty`.
-        likelihood: p_θ(y|x) given the outputs, as `likelihoods.get` takes it;
-            by default the softmax of logits.
+        likelihood: p_θ(y|x) given the outputs, as `likelihoods.of_model`
+            takes it; by default the softmax of logits.
         seed: Integer that the sampling of labels starts from.
         **kwargs: `name` and other arguments of `keras.layers.Layer`.
 
@@ -84,7 +84,7 @@ class FisherRegularization(keras.layers.Wrapper):
                 "`FisherPenalty` or `UniformLabelPenalty`. Received: "
                 f"penalty={penalty!r}. Use `FisherModel` for the others."
             )
-        self.likelihood = likelihoods.get(likelihood)
+        self.likelihood = likelihoods.of_model(likelihood, layer)
         if seed is not None:
             checks.integer("seed", seed, 0)
         self.seed = seed

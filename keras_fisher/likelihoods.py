@@ -3,7 +3,8 @@
 A likelihood draws labels from the model (ŷ ~ p_θ(y|x)), draws them uniformly,
 and gives the negative log-likelihood of each example. The first axis of the
 outputs runs over examples; axes between it and the classes (tokens, pixels)
-are independent parts of one example, and their log-likelihoods add up.
+are independent parts of one example, and their log-likelihoods add up. So do
+those of several outputs (`Joint`).
 """
 
 from __future__ import annotations
@@ -192,7 +193,7 @@ class Likelihood:
         """Raises a `ValueError` where labels are none of the classes.
 
         Args:
-            y: NumPy array of labels.
+            y: NumPy array of labels; what is none is not looked at.
             classes: Size of the last axis of the outputs.
         """
 
@@ -302,7 +303,11 @@ class Categorical(Likelihood):
         return parts * (classes - 1), factor
 
     def check_labels(self, y: Any, classes: int) -> None:
-        if not np.issubdtype(y.dtype, np.integer) or y.size == 0:
+        if (
+            not isinstance(y, np.ndarray)
+            or not np.issubdtype(y.dtype, np.integer)
+            or y.size == 0
+        ):
             return
         if y.min() < 0 or y.max() >= classes:
             raise ValueError(
@@ -435,6 +440,155 @@ class Gaussian(Likelihood):
         return {"stddev": self.stddev}
 
 
+@keras.saving.register_keras_serializable(package=_PACKAGE)
+class Joint(Likelihood):
+    """Independent labels of several outputs: log p(y|x) = Σ_k log p_k(y_k|x).
+
+    Outputs, labels and masks are lists in the order of the likelihoods, or
+    dicts by name.
+
+    Args:
+        likelihoods: A likelihood for each output, as `get` takes it, in a list
+            or in a dict by name; None for an output that has no label.
+        names: Names of the outputs, if `likelihoods` is a list.
+
+    Raises:
+        ValueError: If no output has a likelihood.
+    """
+
+    def __init__(self, likelihoods: Any, names: list[str] | None = None):
+        if isinstance(likelihoods, dict):
+            names, likelihoods = list(likelihoods), likelihoods.values()
+        self.likelihoods = [
+            None if part is None else get(part) for part in likelihoods
+        ]
+        self.names = None if names is None else list(names)
+        if not any(self.likelihoods):
+            raise ValueError(
+                "One of several outputs at least needs a likelihood. "
+                f"Received: {self.likelihoods}"
+            )
+
+    @property
+    def from_logits(self) -> bool:
+        """Whether there is nothing to `check`."""
+        return all(
+            getattr(part, "from_logits", True) for part in self.likelihoods
+        )
+
+    def _in_order(self, values: Any, what: str = "outputs") -> list:
+        """What belongs to each likelihood."""
+        if isinstance(values, dict) and self.names is not None:
+            if set(self.names) <= set(values):
+                return [values[name] for name in self.names]
+        elif isinstance(values, (list, tuple)):
+            if len(values) == len(self.likelihoods):
+                return list(values)
+        elif values is None:
+            return [None] * len(self.likelihoods)
+        keys = list(values) if isinstance(values, dict) else values
+        raise ValueError(
+            f"There are likelihoods for {len(self.likelihoods)} outputs"
+            f"{f' of the names {self.names}' if self.names else ''}, so the "
+            f"{what} have to be a list of as many or a dict with these names. "
+            f"Received: {keys}"
+        )
+
+    def _parts(self, outputs, *others) -> list[tuple]:
+        """Position, likelihood, output and others of those with a label."""
+        columns = [self._in_order(values, what) for what, values in others]
+        return [
+            (k, part, *rest)
+            for k, (part, *rest) in enumerate(
+                zip(self.likelihoods, self._in_order(outputs), *columns)
+            )
+            if part is not None
+        ]
+
+    def _like(self, outputs: Any, found: dict[int, tf.Tensor]) -> Any:
+        """Tensors by position, zeros elsewhere, in the outputs' structure."""
+        tensors = [
+            found[k] if k in found else tf.zeros_like(output)
+            for k, output in enumerate(self._in_order(outputs))
+        ]
+        if not isinstance(outputs, dict):
+            return tensors
+        rest = {name: tf.zeros_like(output) for name, output in outputs.items()}
+        return {**rest, **dict(zip(self.names, tensors))}
+
+    def _drawn(self, draw: str, outputs: Any, seed: tf.Tensor) -> list:
+        labels = [None] * len(self.likelihoods)
+        for k, part, output in self._parts(outputs):
+            own_seed = sampling.of_output(seed, k)
+            labels[k] = getattr(part, draw)(output, own_seed)
+        return labels
+
+    def sample(self, outputs, seed):
+        return self._drawn("sample", outputs, seed)
+
+    def uniform(self, outputs, seed):
+        return self._drawn("uniform", outputs, seed)
+
+    def negative_log_likelihood(self, y, outputs, mask=None):
+        return tf.add_n(
+            [
+                part.negative_log_likelihood(label, output, hidden)
+                for _, part, output, label, hidden in self._parts(
+                    outputs, ("labels", y), ("masks", mask)
+                )
+            ]
+        )
+
+    def score(self, y, outputs, mask=None, weights=None):
+        return self._like(
+            outputs,
+            {
+                k: part.score(label, output, hidden, weights)
+                for k, part, output, label, hidden in self._parts(
+                    outputs, ("labels", y), ("masks", mask)
+                )
+            },
+        )
+
+    def fisher_factors(self, outputs, mask=None):
+        count, blocks = 0, []
+        for k, part, output, hidden in self._parts(outputs, ("masks", mask)):
+            size, factor = part.fisher_factors(output, hidden)
+            blocks.append((k, count, size, factor))
+            count += size
+
+        def factor(j):
+            # Each belongs to one output, and is zero at the others.
+            found = {}
+            for k, begin, size, function in blocks:
+                own = function(tf.clip_by_value(j - begin, 0, size - 1))
+                inside = (j >= begin) & (j < begin + size)
+                found[k] = tf.where(inside, own, tf.zeros_like(own))
+            return self._like(outputs, found)
+
+        return count, factor
+
+    def check(self, outputs):
+        for _, part, output in self._parts(outputs):
+            part.check(output)
+
+    def check_labels(self, y, classes):
+        for _, part, count, label in self._parts(classes, ("labels", y)):
+            part.check_labels(label, count)
+
+    def get_config(self):
+        return {
+            "likelihoods": [
+                keras.saving.serialize_keras_object(part)
+                for part in self.likelihoods
+            ],
+            "names": self.names,
+        }
+
+    def __repr__(self):
+        return f"Joint({self.likelihoods}, names={self.names})"
+
+
 def _no_options(loss: keras.losses.Loss) -> dict:
     return {}
 
@@ -500,7 +654,8 @@ def get(identifier: Any) -> Likelihood:
             (instance, class, function, name or config) out of
             (sparse) categorical crossentropy, binary crossentropy and mean
             squared error, whose `from_logits` is taken over. A list or a
-            dict with one loss counts as that loss.
+            dict with one of these counts as that one, with several as their
+            `Joint`.
 
     Returns:
         A `Likelihood`.
@@ -516,6 +671,8 @@ def get(identifier: Any) -> Likelihood:
         return get(identifier[0])
     if isinstance(identifier, dict) and len(identifier) == 1:
         return get(next(iter(identifier.values())))
+    if isinstance(identifier, (list, tuple, dict)) and identifier:
+        return Joint(identifier)
     if isinstance(identifier, str):
         if identifier.lower() in _BY_NAME:
             return _BY_NAME[identifier.lower()]()
@@ -530,6 +687,60 @@ def get(identifier: Any) -> Likelihood:
         if identifier is function:
             return likelihood(**options(loss()))
     raise _unknown(identifier)
+
+
+def of_model(identifier: Any, model: keras.layers.Layer) -> Likelihood:
+    """As `get`, for the outputs of a model.
+
+    If it is known to have several outputs, one identifier counts for all of
+    them, and a dict goes by their names, as with losses of Keras.
+
+    Args:
+        identifier: What `get` takes.
+        model: A model or layer.
+
+    Raises:
+        ValueError: If `get` raises it, or if there are names that no output
+            has.
+    """
+    outputs = symbolic_outputs(model)
+    if not isinstance(outputs, (list, tuple, dict)):
+        return get(identifier)
+    is_dict = isinstance(outputs, dict)
+    names = list(outputs) if is_dict else list(model.output_names)
+    if isinstance(identifier, Joint):
+        identifier = (
+            identifier.likelihoods
+            if identifier.names is None
+            else dict(zip(identifier.names, identifier.likelihoods))
+        )
+    if isinstance(identifier, dict) and "class_name" not in identifier:
+        unknown = set(identifier) - set(names)
+        if unknown:
+            raise ValueError(
+                f"The outputs of the model are called {names}. Received a "
+                f"loss or likelihood for {sorted(unknown)}."
+            )
+        return Joint([identifier.get(name) for name in names], names)
+    if isinstance(identifier, (list, tuple)):
+        if len(identifier) != len(names):
+            raise ValueError(
+                f"The model has {len(names)} outputs, {names}. Received "
+                f"{len(identifier)} losses or likelihoods."
+            )
+        return Joint(identifier, names)
+    found = get(identifier)
+    if isinstance(found, Joint):
+        return of_model(found, model)
+    return Joint([found] * len(names), names)
+
+
+def symbolic_outputs(model: Any) -> Any:
+    """The outputs of a functional model in their structure, else None."""
+    try:
+        return model.output
+    except (AttributeError, ValueError):
+        return None
 
 
 def _deserialized(config: dict):

@@ -79,7 +79,16 @@ class MemorizationAccuracy:
         Returns:
             Scalars by name; `recovered_accuracy` only where true labels are
             given.
+
+        Raises:
+            ValueError: If there are several outputs.
         """
+        if not tf.is_tensor(outputs):
+            raise ValueError(
+                "Targets with a noise mask are for models with one output. "
+                f"Received outputs of the structure: {outputs}. Give each "
+                "output its labels, and count what is memorized by metrics."
+            )
         given = _correct(y[_LABEL], outputs, likelihood)
         noisy = _like(tf.cast(y[_IS_NOISY], given.dtype), given)
         updates = {

@@ -24,6 +24,7 @@ from keras_fisher import checks
 from keras_fisher import gradients as gradients_lib
 from keras_fisher import likelihoods
 from keras_fisher import metrics
+from keras_fisher import outputs as outputs_lib
 from keras_fisher import penalties
 from keras_fisher.state import FisherState
 
@@ -95,13 +96,14 @@ class FisherModel(keras.Model):
     sections 2 and 4.
 
     Args:
-        model: Any `keras.Model` with one output tensor. It is wrapped, not
-            copied: after training, `fisher_model.model` is trained.
+        model: Any `keras.Model`. It is wrapped, not copied: after training,
+            `fisher_model.model` is trained.
         penalty: None, a number (α of a `FisherPenalty`), a name (`"fisher"`,
             `"gradient"`, `"uniform_label"`, `"input_gradient"`) or a penalty.
         likelihood: p_θ(y|x) given the outputs: a
             `keras_fisher.likelihoods.Likelihood` or something that
-            `likelihoods.get` takes. `"auto"` goes by the compiled loss.
+            `likelihoods.of_model` takes; for several outputs a list, or a
+            dict by name. `"auto"` goes by the compiled loss.
         trace_every: Measure Tr(F) every so many optimizer steps, next to
             those at which a `FisherPenalty` is computed, which measures it in
             passing. None for the latter alone.
@@ -148,12 +150,12 @@ class FisherModel(keras.Model):
         self.penalty = penalties.get(penalty)
         self.trace_every = trace_every
         self.seed = seed
+        self._finds_likelihood = likelihoods.is_auto(likelihood)
         self.likelihood = (
             None
-            if likelihoods.is_auto(likelihood)
-            else likelihoods.get(likelihood)
+            if self._finds_likelihood
+            else likelihoods.of_model(likelihood, model)
         )
-        self._likelihood_argument = likelihood
         self._probe = penalties.TraceProbe()
         self._memorization = metrics.MemorizationAccuracy()
         self.built = model.built
@@ -182,14 +184,13 @@ class FisherModel(keras.Model):
         return self.model.output_names
 
     def get_config(self) -> dict:
-        likelihood = self._likelihood_argument
-        if not likelihoods.is_auto(likelihood):
-            likelihood = keras.saving.serialize_keras_object(self.likelihood)
         return {
             **super().get_config(),
             "model": keras.saving.serialize_keras_object(self.model),
             "penalty": keras.saving.serialize_keras_object(self.penalty),
-            "likelihood": likelihood,
+            "likelihood": "auto"
+            if self._finds_likelihood
+            else keras.saving.serialize_keras_object(self.likelihood),
             "trace_every": self.trace_every,
             "seed": self.seed,
         }
@@ -206,8 +207,8 @@ class FisherModel(keras.Model):
         super().compile(*args, **kwargs)
         if not self._observes:
             return
-        if likelihoods.is_auto(self._likelihood_argument):
-            self.likelihood = likelihoods.get(self.loss)
+        if self._finds_likelihood:
+            self.likelihood = likelihoods.of_model(self.loss, self.model)
         if self.model.built:
             self._check_trainable()
             self._create_stored_gradients()
@@ -404,13 +405,11 @@ class FisherModel(keras.Model):
 
     def _check_labels(self, y) -> None:
         """Refuses labels that XLA would take without a word."""
-        shape = getattr(self.model, "output_shape", None)
-        if (
-            isinstance(y, np.ndarray)
-            and self.likelihood is not None
-            and isinstance(shape, tuple)
-        ):
-            self.likelihood.check_labels(y, shape[-1])
+        outputs = likelihoods.symbolic_outputs(self.model)
+        known = self.likelihood is not None and outputs is not None
+        if y is not None and known:
+            classes = outputs_lib.apply(lambda t: t.shape[-1], outputs)
+            self.likelihood.check_labels(y, classes)
 
     def _check_outputs(self, x) -> None:
         """Refuses outputs that are not what the likelihood expects.
@@ -611,7 +610,8 @@ class _Step:
                 owner.model, x, seed=owner.seed_generator
             )
         outputs = self._forward.outputs
-        self.batch_size = tf.shape(outputs, tf.int64)[0]
+        first = outputs_lib.leaves(outputs)[0]
+        self.batch_size = tf.shape(first, tf.int64)[0]
         return outputs
 
     def add_penalty(self, loss: tf.Tensor, y) -> tf.Tensor:

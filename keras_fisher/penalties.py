@@ -45,6 +45,7 @@ from keras_fisher import checks
 from keras_fisher import forward as forward_lib
 from keras_fisher import gradients as gradients_lib
 from keras_fisher import likelihoods
+from keras_fisher import outputs as outputs_lib
 from keras_fisher import sampling
 from keras_fisher.forward import Forward
 from keras_fisher.likelihoods import Likelihood
@@ -188,7 +189,7 @@ class Penalty:
         """Runs `layer` on `x` in training mode, recorded for the penalty.
 
         Args:
-            layer: A built layer or model with one output tensor.
+            layer: A built layer or model.
             x: Its inputs, with the batch as the first axis.
             seed: Where the draw of a `fraction` comes from.
             watch_inputs: Whether the penalty is to have a gradient with
@@ -223,7 +224,8 @@ class Penalty:
         Args:
             forward: What `self.forward` returned.
             likelihood: p(y|x), given the outputs.
-            y: Labels of the data set, for the penalties that use them.
+            y: Labels of the data set, for the penalties that use them; of
+                several outputs, a list or dict.
             seed: Where the draw of labels comes from.
             loss_scale: Factor on the loss in the backward pass, taken out
                 again before the square; for half precision.
@@ -234,21 +236,28 @@ class Penalty:
             A `Term`.
 
         Raises:
-            ValueError: If a selected variable has no gradient.
+            ValueError: If a selected variable has no gradient, or if the
+                likelihood is not for as many outputs.
         """
+        outputs_lib.check(forward.part_outputs, likelihood)
         labels = self.labels(
             likelihood,
             forward.part_outputs,
-            None if y is None else forward.of_part(tf.convert_to_tensor(y)),
+            forward.of_part(outputs_lib.apply(tf.convert_to_tensor, y)),
             seed,
         )
 
-        dtype = likelihoods.compute_dtype(forward.part_outputs.dtype)
+        dtype = likelihoods.compute_dtype(forward.dtype)
         loss_scale = tf.cast(loss_scale, dtype)
 
         def gradient(tape, outputs, targets, weights):
             score = likelihood.score(labels, outputs, forward.mask, weights)
-            return gradients_lib.vector_jacobian(tape, outputs, targets, score)
+            return gradients_lib.vector_jacobian(
+                tape,
+                outputs_lib.leaves(outputs),
+                targets,
+                outputs_lib.leaves(score),
+            )
 
         micro_batch = self._micro_batch_function(forward, gradient, loss_scale)
         squares, *derivatives = gradients_lib.sum_over_micro_batches(
@@ -330,7 +339,7 @@ class Penalty:
             for g, chosen in zip(here, self._directions(forward))
         ]
         step = gradients_lib.difference_step(
-            direction, forward.targets, forward.part_outputs.dtype
+            direction, forward.targets, forward.dtype
         )
         moved = [
             tf.identity(t)

@@ -21,6 +21,7 @@ import tensorflow as tf
 from keras_fisher import forward as forward_lib
 from keras_fisher import gradients as gradients_lib
 from keras_fisher import likelihoods
+from keras_fisher import outputs as outputs_lib
 from keras_fisher import use_norms
 from keras_fisher import variable_uses
 from keras_fisher.variable_uses import Layout
@@ -64,21 +65,27 @@ def layout_for(layer: keras.layers.Layer, x: Any, training: bool) -> Layout:
 
 
 class Call(NamedTuple):
-    """A recorded call, from copies of the weights and inputs to outputs."""
+    """A recorded call, from copies of the weights and inputs to outputs.
+
+    Attributes:
+        weights: Copies of the trainable variables.
+        x: Copies of the inputs.
+        structure: The outputs, a tensor or several.
+        outputs: The same in one tensor.
+        scope: What the call would have changed.
+        tape: Persistent tape from `weights` to `outputs`.
+    """
 
     weights: list
     x: Any
+    structure: Any
     outputs: tf.Tensor
     scope: keras.StatelessScope
     tape: tf.GradientTape
 
 
 def recorded_call(layer: keras.layers.Layer, x: Any, training: bool) -> Call:
-    """Calls a layer on copies of its weights and inputs, on a tape.
-
-    Raises:
-        ValueError: If the layer has more than one output.
-    """
+    """Calls a layer on copies of its weights and inputs, on a tape."""
     # Operations get the same names whenever this comes first in a graph, by
     # which `Layout` finds them again.
     weights = [tf.identity(v.value) for v in layer.trainable_variables]
@@ -87,9 +94,9 @@ def recorded_call(layer: keras.layers.Layer, x: Any, training: bool) -> Call:
     with tape:
         for weight in weights:
             tape.watch(weight)
-        outputs, scope = call(layer, weights, x, training)
-    forward_lib.check_single(outputs)
-    return Call(weights, x, outputs, scope, tape)
+        structure, scope = call(layer, weights, x, training)
+        outputs = outputs_lib.join(structure)
+    return Call(weights, x, structure, outputs, scope, tape)
 
 
 class Recording:
@@ -98,7 +105,7 @@ class Recording:
     To be made while a `tf.function` is traced.
 
     Args:
-        layer: A built layer or model with one output tensor.
+        layer: A built layer or model.
         x: Inputs of known shapes, with the batch as first axis of each.
         layout: From `layout_for` with inputs of the same shapes.
         training: The mode of the call.
@@ -108,13 +115,13 @@ class Recording:
             computed example by example whatever their uses.
 
     Attributes:
-        outputs: The outputs of the layer.
-        mask: The Keras mask of the outputs, or None.
+        structure: The outputs of the layer, a tensor or several.
+        outputs: The same in one tensor.
+        mask: The Keras masks of the outputs, or None, in their structure.
         slow: Positions of the variables that are done example by example.
 
     Raises:
-        ValueError: If the layer has more than one output, or if it computes
-            statistics over the batch.
+        ValueError: If the layer computes statistics over the batch.
     """
 
     def __init__(
@@ -130,8 +137,8 @@ class Recording:
         self._layer, self._x, self._training = layer, x, training
         recorded = recorded_call(layer, x, training)
         self._weights, self._tape = recorded.weights, recorded.tape
-        self.outputs = recorded.outputs
-        self.mask = forward_lib.keras_mask(self.outputs)
+        self.structure, self.outputs = recorded.structure, recorded.outputs
+        self.mask = outputs_lib.apply(forward_lib.keras_mask, self.structure)
         self._batch_size = layout.batch_size
         self._dtype = likelihoods.compute_dtype(layer.variable_dtype)
         self._analyse(recorded, layout, passes, one_by_one)
@@ -254,6 +261,7 @@ class Recording:
             for weight in weights:
                 tape.watch(weight)
             outputs, _ = call(self._layer, self._weights, x, self._training)
+            outputs = outputs_lib.join(outputs)
         return tape.gradient(
             outputs, weights, output_gradients=cotangent[i][None]
         )

@@ -14,6 +14,7 @@ from keras_fisher import checks
 
 # Seeds of replicas lie far apart, so that no other run is likely to hit them.
 _REPLICA_STRIDE = 0x3C6EF35F
+_OUTPUT_STRIDE = 0x510E527FADE682D1
 
 
 def draw(seed: int | keras.random.SeedGenerator) -> tf.Tensor:
@@ -68,6 +69,18 @@ def from_example(seed: tf.Tensor, first) -> tf.Tensor:
         An `int64` tensor of shape `(3,)`, to be used like a seed.
     """
     return tf.concat([seed, [tf.cast(first, tf.int64)]], axis=0)
+
+
+def of_output(seed: tf.Tensor, number: int) -> tf.Tensor:
+    """A seed for one of several outputs, that of the first the seed itself.
+
+    Args:
+        seed: See `draw` and `from_example`.
+        number: Position of the output.
+    """
+    stride = (number * _OUTPUT_STRIDE + 2**63) % 2**64 - 2**63
+    rest = [0] * (seed.shape[0] - 1)
+    return seed + tf.constant([stride, *rest], tf.int64)
 
 
 def _bits(shape, seed: tf.Tensor) -> tf.Tensor:

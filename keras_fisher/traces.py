@@ -18,6 +18,7 @@ from keras_fisher import forward as forward_lib
 from keras_fisher import gradients as gradients_lib
 from keras_fisher import likelihoods
 from keras_fisher import metrics
+from keras_fisher import outputs as outputs_lib
 from keras_fisher import per_example
 from keras_fisher import sampling
 from keras_fisher.estimates import Estimate
@@ -74,7 +75,8 @@ def fisher_trace(
     examples, and so holds with batch normalization in training mode.
 
     Args:
-        model: A Keras model, or any layer, with one output tensor.
+        model: A Keras model, or any layer. Several outputs are parts of one
+            example, and need a likelihood for each.
         x: A batch or a longer array of inputs (or a list or dict of arrays),
             or a batched `tf.data.Dataset` of `x`, `(x, y)` or
             `(x, y, sample_weight)`, which is read once. Weights are not used.
@@ -85,8 +87,8 @@ def fisher_trace(
             which sums to the total; `"example"` for a vector whose mean is
             the total.
         likelihood: p_θ(y|x) given the outputs, as
-            `keras_fisher.likelihoods.get` takes it. `"auto"` goes by the
-            compiled loss.
+            `keras_fisher.likelihoods.of_model` takes it. `"auto"` goes by
+            the compiled loss.
         batch_size: Examples computed at once, if x is not a data set; all by
             default.
         training: The mode the model is called in. Its state does not change.
@@ -106,9 +108,9 @@ def fisher_trace(
 
     Raises:
         ValueError: If an argument is not as described; if the model has no
-            trainable variable, more than one output, or outputs that the
-            likelihood does not expect; if the gradient of a single example
-            does not exist (batch normalization in training mode).
+            trainable variable, or outputs that the likelihood does not expect;
+            if the gradient of a single example does not exist (batch
+            normalization in training mode).
 
     Example:
     ```python
@@ -189,7 +191,8 @@ class _Measure:
         if self._classes is None:
             self._inspect(x)
         if y is not None:
-            self._likelihood.check_labels(y.numpy(), self._classes)
+            given = outputs_lib.apply(lambda t: t.numpy(), y)
+            self._likelihood.check_labels(given, self._classes)
         if self._estimator == "batch" or self._passes(draws) < _MANY:
             return self._measure(x, y, seed, position, draws)
         size = batches_lib.size_of(x)
@@ -205,9 +208,9 @@ class _Measure:
         """Looks at outputs, and refuses what the likelihood does not expect."""
         one = keras.tree.map_structure(lambda t: t[:1], x)
         outputs = self._model()(one, training=False)
-        forward_lib.check_single(outputs)
+        outputs_lib.check(outputs, self._likelihood)
         self._likelihood.check(outputs)
-        self._classes = outputs.shape[-1]
+        self._classes = outputs_lib.apply(lambda t: t.shape[-1], outputs)
         if self._estimator == "exact":
             self._factors, _ = self._likelihood.fisher_factors(outputs)
 
@@ -288,16 +291,21 @@ class _Measure:
         """Squared norms, of shape `(draws, examples, variables)`."""
         likelihood, mask = self._likelihood, recording.mask
         # Scores at 16-bit outputs are wanted in 32 bits.
-        outputs = likelihoods.precise(recording.outputs)
+        outputs = outputs_lib.split(recording.outputs, recording.structure)
+
+        def score(labels):
+            return outputs_lib.join(likelihood.score(labels, outputs, mask))
+
         if self._estimator == "empirical":
-            return recording.squared_norms(likelihood.score(y, outputs, mask))
+            return recording.squared_norms(score(y))
         if self._estimator == "exact":
             count, factor = likelihood.fisher_factors(outputs, mask)
-            return _sum_over(factor, count, recording)
+            return _sum_over(
+                lambda k: outputs_lib.join(factor(k)), count, recording
+            )
 
         def score_of_draw(k):
-            labels = _draw(likelihood, outputs, size, seed, k, position)
-            return likelihood.score(labels, outputs, mask)
+            return score(_draw(likelihood, outputs, size, seed, k, position))
 
         return _stack_over(score_of_draw, draws, recording)
 
@@ -306,12 +314,19 @@ def _draw(likelihood, outputs, size, seed, k, position) -> tf.Tensor:
     """Labels of draw k; of examples behind the first `size` another one."""
     seed += tf.stack([tf.constant(0, tf.int64), tf.cast(k, tf.int64)])
     seed = sampling.from_example(seed, position)
-    labels = likelihood.sample(outputs[:size], seed)
-    if outputs.shape[0] == size:
+    labels = likelihood.sample(
+        outputs_lib.apply(lambda t: t[:size], outputs), seed
+    )
+    if outputs_lib.leaves(outputs)[0].shape[0] == size:
         return labels
-    another = seed + tf.constant([0, 1, 0], tf.int64)
-    return tf.concat(
-        [labels, likelihood.sample(outputs[size:], another)], axis=0
+    another = likelihood.sample(
+        outputs_lib.apply(lambda t: t[size:], outputs),
+        seed + tf.constant([0, 1, 0], tf.int64),
+    )
+    return keras.tree.map_structure(
+        lambda *parts: None if parts[0] is None else tf.concat(parts, axis=0),
+        labels,
+        another,
     )
 
 
@@ -324,8 +339,8 @@ class _WholeBatch:
     def __init__(self, model, x: Any, training: bool):
         call = per_example.recorded_call(model, x, training)
         self._weights, self._tape = call.weights, call.tape
-        self.outputs = call.outputs
-        self.mask = forward_lib.keras_mask(self.outputs)
+        self.structure, self.outputs = call.structure, call.outputs
+        self.mask = outputs_lib.apply(forward_lib.keras_mask, self.structure)
         self._compute_dtype = model.compute_dtype
         self._size = batches_lib.size_of(x)
 
@@ -417,13 +432,13 @@ def _given(y: Any) -> tf.Tensor:
             "the data set, but no `y` was given. Pass `y`, or use "
             '`estimator="monte_carlo"`, which draws labels from the model.'
         )
-    return tf.convert_to_tensor(y)
+    return outputs_lib.apply(tf.convert_to_tensor, y)
 
 
 def likelihood_of(model: Any, likelihood: Any) -> Likelihood:
     """The likelihood given, or that of a model's own or its loss."""
     if not likelihoods.is_auto(likelihood):
-        return likelihoods.get(likelihood)
+        return likelihoods.of_model(likelihood, model)
     own = getattr(model, "likelihood", None)
     if isinstance(own, Likelihood):
         return own
@@ -434,7 +449,7 @@ def likelihood_of(model: Any, likelihood: Any) -> Likelihood:
             "outputs mean. Pass `likelihood=`, for example "
             "`keras_fisher.likelihoods.Categorical(from_logits=True)`."
         )
-    return likelihoods.get(loss)
+    return likelihoods.of_model(loss, model)
 
 
 def prepare(model: Any, x: Any) -> None:

@@ -695,13 +695,6 @@ def test_input_gradients_need_inputs_of_floating_point():
         InputGradientPenalty().forward(model, x)
 
 
-def test_several_outputs_are_refused():
-    x = keras.Input((4,))
-    two = keras.Model(x, [keras.layers.Dense(3)(x), keras.layers.Dense(2)(x)])
-    with pytest.raises(ValueError, match="one output"):
-        FisherPenalty().forward(two, tf.ones([2, 4]))
-
-
 @pytest.mark.parametrize(
     "identifier, expected",
     [

@@ -575,7 +575,7 @@ def test_bad_models_and_labels():
     inputs = keras.Input((3,))
     outputs = layers.Dense(3)(inputs)
     two = keras.Model(inputs, [outputs, outputs])
-    with pytest.raises(ValueError, match="one output tensor"):
+    with pytest.raises(ValueError, match="several outputs"):
         keras_fisher.fisher_trace(two, x, likelihood="categorical")
     model.trainable = False
     with pytest.raises(ValueError, match="No variable of the model"):
