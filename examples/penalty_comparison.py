@@ -120,7 +120,6 @@ def main(argv: list[str]) -> None:
             "peak Tr(F)": ("peak_trace", report.number),
             "train accuracy (%)": ("train_accuracy", report.percent),
             "test accuracy (%)": ("test_accuracy", report.percent),
-            "seconds": ("seconds", lambda s: f"{s.median():.0f}"),
         },
     )
     tables = {"": rows}

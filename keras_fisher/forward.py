@@ -326,9 +326,9 @@ def _batch_size(inputs: Any) -> int | tf.Tensor:
 
 def _part_size(fraction: float, batch_size):
     if not tf.is_tensor(batch_size):
-        return max(1, round(fraction * batch_size))
+        return min(batch_size, max(1, round(fraction * batch_size)))
     share = tf.round(fraction * tf.cast(batch_size, tf.float32))
-    return tf.maximum(1, tf.cast(share, tf.int32))
+    return tf.minimum(batch_size, tf.maximum(1, tf.cast(share, tf.int32)))
 
 
 def _turned(x: tf.Tensor, start: tf.Tensor) -> tf.Tensor:

@@ -81,6 +81,24 @@ def squared_norms(gradients: Gradients, scale=1.0) -> tf.Tensor:
     )
 
 
+def all_finite(tensors: Gradients) -> tf.Tensor:
+    """Whether no NaN and no infinity is in any of the tensors; None is none.
+
+    A sum that overflows counts as infinite.
+    """
+    return tf.reduce_all(
+        [tf.math.is_finite(tf.reduce_sum(t)) for t in tensors if t is not None]
+    )
+
+
+def zero_unless(condition: tf.Tensor, gradients: Gradients) -> Gradients:
+    """The gradients if the condition holds, else zeros; None stays."""
+    return [
+        None if g is None else tf.where(condition, g, tf.zeros_like(g))
+        for g in gradients
+    ]
+
+
 def common_dtype(gradients: Gradients) -> tf.DType:
     """Double precision if any is in it, else single precision."""
     if any(g is not None and g.dtype == tf.float64 for g in gradients):

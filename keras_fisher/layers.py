@@ -34,6 +34,10 @@ class FisherRegularization(keras.layers.Wrapper):
     faster: it shares one more backward pass, and compiles steps with and
     without the penalty separately under XLA.
 
+    A penalty whose value or gradient is not finite makes the loss of the batch
+    NaN, so that `keras.callbacks.TerminateOnNaN` sees it; its gradient is left
+    out, and the weights get that of the loss alone.
+
     With `every > 1`, steps are counted by calls in training mode; the reused
     gradient is with respect to the wrapped variables alone.
 
@@ -172,15 +176,20 @@ class FisherRegularization(keras.layers.Wrapper):
                 forward.targets,
                 unconnected_gradients=tf.UnconnectedGradients.ZERO,
             )
-        gradients = [tf.convert_to_tensor(g) for g in gradients]
+        is_finite = gradients_lib.all_finite([term.value, *gradients])
+        gradients = gradients_lib.zero_unless(
+            is_finite, [tf.convert_to_tensor(g) for g in gradients]
+        )
         if term.traces is not None:
             self.state.fisher_trace.assign(tf.reduce_sum(term.traces))
-        self.state.fisher_penalty.assign(term.value)
+        value = tf.cast(term.value, self.state.dtype)
+        value = tf.where(is_finite, value, float("nan"))
+        self.state.fisher_penalty.assign(value)
         if self.penalty.stores_gradient:
             stored = self.state.gradients(self.layer)
             for variable, gradient in zip(stored, gradients):
                 variable.assign(gradient)
-        return tf.cast(term.value, self.state.dtype), gradients
+        return value, gradients
 
     def _scheduled(self, forward, second_tape):
         """The penalty to add at this step, with its gradient."""

@@ -738,9 +738,10 @@ def of_model(identifier: Any, model: keras.layers.Layer) -> Likelihood:
 def symbolic_outputs(model: Any) -> Any:
     """The outputs of a functional model in their structure, else None."""
     try:
-        return model.output
+        shapes = model.output_shape
     except (AttributeError, ValueError):
         return None
+    return keras.tree.map_shape_structure(keras.KerasTensor, shapes)
 
 
 def _deserialized(config: dict):

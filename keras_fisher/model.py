@@ -82,9 +82,18 @@ class FisherModel(keras.Model):
     are sampled from the model. The Fisher Penalty adds α ‖ĝ‖² to the loss.
 
     Everything else is `keras.Model`: `compile`, `fit`, `evaluate`, `predict`,
-    `save`. Two entries join the logs, each the last value measured and no
-    mean: `fisher_trace` and, with a penalty, `fisher_penalty`. The loss and
-    the metrics stay the user's own, without the penalty.
+    `save`. Entries join the logs, each the last value measured and no mean:
+    `fisher_trace` and, with a penalty, `fisher_penalty`. The loss and the
+    metrics stay the user's own, without the penalty.
+
+    A penalty whose value or gradient is not finite does not reach the
+    weights: its gradient is left out, and with it that of the loss where both
+    are computed in one (unless a gradient is stored to be reused). The entry
+    `fisher_nonfinite` of the logs counts the batches where this happened, of
+    all replicas and as long as the model lives, and the loss of such a batch
+    becomes NaN, which ends the training if `keras.callbacks.TerminateOnNaN`
+    looks on. Under loss scaling (`mixed_float16`) the optimizer skips the
+    whole step and the loss stays what it is.
 
     Targets may carry a noise mask, `{"label": ..., "is_noisy": ...,
     "true_label": ...}` as from `keras_fisher.datasets.add_label_noise`; the
@@ -287,7 +296,7 @@ class FisherModel(keras.Model):
         if not self._observes:
             return super().train_step(data)
         logs, _ = self._choose(
-            lambda plan: self._planned_step(data, plan),
+            lambda plan: self._planned_step(data, None, plan),
             self._reachable_codes(),
         )
         return logs
@@ -310,10 +319,17 @@ class FisherModel(keras.Model):
             [lambda c=c: function(self._plan(c)) for c in codes],
         )
 
-    def _planned_step(self, data, plan: Plan):
-        """Keras's train step, with what `plan` adds to it."""
+    def _planned_step(self, data, examples, plan: Plan):
+        """Keras's train step, with what `plan` adds to it.
+
+        Args:
+            data: The batch of this replica.
+            examples: Number of examples of all replicas; None if each has as
+                many as this one.
+            plan: What to do.
+        """
         self._build(data)
-        step = _Step(self, plan)
+        step = _Step(self, plan, examples)
         self._active.step = step
         try:
             with penalties.explained():
@@ -326,6 +342,7 @@ class FisherModel(keras.Model):
             del logs["fisher_trace"]
         if self.penalty is not None:
             logs["fisher_penalty"] = self.state.fisher_penalty.value
+            logs["fisher_nonfinite"] = self.state.fisher_nonfinite.value
         return logs, step.measurement()
 
     @property
@@ -347,10 +364,11 @@ class FisherModel(keras.Model):
         training=True,
     ):
         y, sample_weight = metrics.label_of(y), metrics.weight_of(sample_weight)
-        loss = super().compute_loss(
-            x, y, y_pred, sample_weight, training=training
-        )
         step = getattr(self._active, "step", None)
+        with contextlib.nullcontext() if step is None else step.recorded():
+            loss = super().compute_loss(
+                x, y, y_pred, sample_weight, training=training
+            )
         return loss if step is None else step.add_penalty(loss, y)
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
@@ -378,6 +396,9 @@ class FisherModel(keras.Model):
             self.state.fisher_trace.assign(tf.reduce_sum(step.traces))
         if step.value is not None:
             self.state.fisher_penalty.assign(step.value)
+            self.state.fisher_nonfinite.assign_add(
+                tf.cast(step.is_lost, self.state.dtype)
+            )
 
     # Building and checking.
 
@@ -457,9 +478,16 @@ class FisherModel(keras.Model):
             number = tf.cast(
                 tf.convert_to_tensor(self.optimizer.iterations), tf.int64
             )
+            examples = None
+            if strategy.num_replicas_in_sync > 1:
+                # Here: no replica may ask the others in a conditional.
+                sizes = strategy.run(_number_of_examples, args=(data,))
+                examples = strategy.reduce("SUM", sizes, axis=None)
 
             def run(plan):
-                logs, measurement = strategy.run(steps[plan], args=(data,))
+                logs, measurement = strategy.run(
+                    steps[plan], args=(data, examples)
+                )
                 size = measurement.pop("batch_size")
                 logs, measurement = keras.tree.map_structure(
                     lambda value: strategy.reduce("MEAN", value, axis=None),
@@ -509,8 +537,8 @@ class FisherModel(keras.Model):
         return train_function
 
     def _compiled_step(self, plan: Plan):
-        def step(data):
-            return self._planned_step(data, plan)
+        def step(data, examples):
+            return self._planned_step(data, examples, plan)
 
         if not self.jit_compile:
             return step
@@ -570,14 +598,16 @@ class _Call:
 class _Step:
     """One step under way: what its forward pass has left for its loss."""
 
-    def __init__(self, owner: FisherModel, plan: Plan):
+    def __init__(self, owner: FisherModel, plan: Plan, examples):
         self.owner = owner
         self.plan = plan
         self.traces = None
         self.value = None
+        self.is_lost = tf.constant(False)
         self.batch_size = tf.zeros([], tf.int64)
+        self._examples = examples
         self._forward = None
-        # Records the penalty where its gradient is wanted by itself.
+        # Records what is differentiated here.
         self._tape = tf.GradientTape(watch_accessed_variables=False)
 
     @property
@@ -587,9 +617,9 @@ class _Step:
         )
 
     @contextlib.contextmanager
-    def _recorded(self):
-        """Records for the gradient of the penalty, where it is stored."""
-        if not self._stores:
+    def recorded(self):
+        """Records for the gradient of a fresh penalty."""
+        if self.plan.penalize != _FRESH:
             yield
             return
         with self._tape:
@@ -605,7 +635,7 @@ class _Step:
             penalty = owner._probe
         else:
             return owner.model(x, training=training)
-        with self._recorded():
+        with self.recorded():
             self._forward = penalty.forward(
                 owner.model, x, seed=owner.seed_generator
             )
@@ -621,47 +651,97 @@ class _Step:
         if plan.penalize == _FRESH:
             loss = self._add_fresh(loss, y, replicas, scale)
         elif plan.penalize == _REUSED:
-            loss = _with_gradient(
-                loss, owner.model, owner.state.gradients(owner.model), replicas
-            )
+            stored = owner.state.gradients(owner.model)
+            loss += self._carrying(stored, replicas, loss.dtype)
         if plan.measure and self.traces is None:
-            self.traces = owner._probe(
+            term = owner._probe(
                 self._forward,
                 owner.likelihood,
                 seed=owner.seed_generator,
                 loss_scale=scale,
-            ).traces
+            )
+            self.traces = self._share(term.traces.dtype) * term.traces
         return loss
 
     def _add_fresh(self, loss, y, replicas, scale):
+        """A penalty and its gradient, unless they are not finite."""
         owner = self.owner
-
-        with self._recorded():
+        with self.recorded():
             term = owner.penalty(
                 self._forward,
                 owner.likelihood,
                 y,
                 seed=owner.seed_generator,
                 loss_scale=scale,
-                batches=replicas * _accumulation_steps(owner.optimizer),
+                batches=self._batches(),
             )
-        if not self._stores:
-            added = tf.cast(term.value / replicas, loss.dtype)
-            # The gradient of the penalty, and nothing of its value.
-            loss += added - tf.stop_gradient(added)
-        else:
-            variables = owner.model.trainable_variables
-            gradients = self._tape.gradient(
-                term.value,
-                [v.value for v in variables],
-                unconnected_gradients=tf.UnconnectedGradients.ZERO,
+            share = self._share(term.value.dtype)
+            self.value = share * term.value
+            added = tf.cast(self.value / replicas, loss.dtype)
+            wanted = self.value if self._stores else loss + added
+            wanted *= tf.cast(scale, wanted.dtype)
+        if term.traces is not None:
+            self.traces = share * term.traces
+        gradients = [
+            None if g is None else g / tf.cast(scale, g.dtype)
+            for g in gradients_lib.dense(
+                self._tape.gradient(wanted, self._variables)
             )
-            gradients = [tf.convert_to_tensor(g) for g in gradients]
-            for stored, g in zip(owner.state.gradients(owner.model), gradients):
-                stored.assign(g)
-            loss = _with_gradient(loss, owner.model, gradients, replicas)
-        self.value, self.traces = term.value, term.traces
-        return loss
+        ]
+        is_finite = gradients_lib.all_finite([self.value, *gradients])
+        self.is_lost = ~is_finite
+        if self._stores:
+            stored = owner.state.gradients(owner.model)
+            kept = gradients_lib.zero_unless(is_finite, gradients)
+            for variable, gradient in zip(stored, kept):
+                variable.assign(
+                    tf.zeros(variable.shape, variable.dtype)
+                    if gradient is None
+                    else gradient
+                )
+        if not _skips_steps(owner.optimizer):
+            # A loss that is not finite itself is left to Keras.
+            is_kept = is_finite | ~tf.math.is_finite(loss)
+            gradients = gradients_lib.zero_unless(is_kept, gradients)
+            nan = tf.constant(float("nan"), loss.dtype)
+            if self._stores:
+                loss += tf.where(is_kept, tf.zeros_like(loss), nan)
+            else:
+                loss = tf.where(is_kept, loss, nan)
+        if self._stores:
+            return loss + self._carrying(gradients, replicas, loss.dtype)
+        return gradients_lib.with_gradient(loss, self._variables, gradients)
+
+    @property
+    def _variables(self) -> list:
+        return [v.value for v in self.owner.model.trainable_variables]
+
+    def _carrying(self, gradients, replicas, dtype) -> tf.Tensor:
+        """Zero, with a gradient."""
+        return gradients_lib.with_gradient(
+            tf.zeros([], dtype),
+            self._variables,
+            [
+                None if g is None else tf.convert_to_tensor(g) / replicas
+                for g in gradients
+            ],
+        )
+
+    def _batches(self):
+        """How many batches like this one make up an optimizer step."""
+        steps = _accumulation_steps(self.owner.optimizer)
+        if self._examples is None:
+            replicas = self.owner.distribute_strategy.num_replicas_in_sync
+            return replicas * steps
+        return steps * self._examples / tf.maximum(self.batch_size, 1)
+
+    def _share(self, dtype):
+        """B_r / (B / replicas), for means over replicas by examples."""
+        if self._examples is None:
+            return tf.ones([], dtype)
+        replicas = self.owner.distribute_strategy.num_replicas_in_sync
+        share = self.batch_size * replicas / tf.maximum(self._examples, 1)
+        return tf.cast(share, dtype)
 
     def measurement(self) -> dict[str, tf.Tensor]:
         """Tensors of one shape and dtype whatever the plan."""
@@ -679,14 +759,14 @@ class _Step:
         }
 
 
-def _with_gradient(loss, layer, gradients, replicas) -> tf.Tensor:
-    """Adds to the gradient of a loss and leaves its value."""
-    extra = gradients_lib.with_gradient(
-        tf.zeros([], loss.dtype),
-        [v.value for v in layer.trainable_variables],
-        [tf.convert_to_tensor(g) / replicas for g in gradients],
-    )
-    return loss + extra
+def _number_of_examples(data) -> tf.Tensor:
+    x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+    return tf.shape(keras.tree.flatten(x)[0], tf.int64)[0]
+
+
+def _skips_steps(optimizer) -> bool:
+    """Whether an optimizer leaves out gradients that are not finite."""
+    return isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
 
 
 def _accumulation_steps(optimizer) -> int:

@@ -217,7 +217,7 @@ class Penalty:
         *,
         seed: int | keras.random.SeedGenerator = 0,
         loss_scale: float | tf.Tensor = 1.0,
-        batches: int = 1,
+        batches: int | tf.Tensor = 1,
     ) -> Term:
         """Computes the penalty. To be called where `forward` was recorded.
 
@@ -266,13 +266,18 @@ class Penalty:
             self.micro_batch_size,
             dtype,
         )
-        traces = squares / tf.cast(forward.part_size, squares.dtype)
+        # Of no example, the trace and the penalty are zero.
+        part_size = tf.cast(tf.maximum(forward.part_size, 1), squares.dtype)
+        traces = squares / part_size
+        examples = tf.cast(forward.batch_size, squares.dtype) * tf.cast(
+            batches, squares.dtype
+        )
         scale = self.alpha * self._per_trace(
-            tf.cast(forward.batch_size, squares.dtype) * batches
+            tf.where(examples > 0, examples, tf.ones_like(examples))
         )
         value = scale * self._total(forward, traces)
         if derivatives:
-            scale /= tf.cast(forward.part_size, squares.dtype)
+            scale /= part_size
             value = gradients_lib.with_gradient(
                 value,
                 forward.targets,

@@ -19,19 +19,22 @@ class FisherState(keras.layers.Layer):
         super().__init__(dtype=dtype, trainable=False, name=name)
         self.fisher_trace = self._scalar("fisher_trace", float("nan"))
         self.fisher_penalty = self._scalar("fisher_penalty", 0.0)
+        self.fisher_nonfinite = self._scalar("fisher_nonfinite", 0.0, "sum")
         self._gradients = {}
         self._random_state = list
         # Nothing is left to build; not through `build`, after which Keras
         # would take no more variables.
         self.built = True
 
-    def _scalar(self, name: str, initial: float) -> keras.Variable:
+    def _scalar(
+        self, name: str, initial: float, aggregation: str = "mean"
+    ) -> keras.Variable:
         return self.add_weight(
             shape=(),
             initializer=keras.initializers.Constant(initial),
             trainable=False,
             # Of the replicas' values; each has measured its part.
-            aggregation="mean",
+            aggregation=aggregation,
             name=name,
         )
 

@@ -1,0 +1,273 @@
+"""What bad values end in: an error, or a finite and documented result."""
+
+from __future__ import annotations
+
+import keras
+from keras import layers
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_fisher
+from keras_fisher import FisherModel
+from keras_fisher import FisherPenalty
+from keras_fisher import GradientPenalty
+from keras_fisher import InputGradientPenalty
+from keras_fisher import gradients
+from keras_fisher.layers import FisherRegularization
+
+_LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+_MODES = pytest.mark.parametrize(
+    "mode", ["graph", pytest.param("xla", marks=pytest.mark.slow), "eager"]
+)
+_HUGE = 1e300  # finite, but not in float32
+
+
+def _network(classes=3, dtype="float32"):
+    return keras.Sequential(
+        [
+            keras.Input((4,)),
+            layers.Dense(5, activation="tanh", dtype=dtype),
+            layers.Dense(classes, dtype=dtype),
+        ]
+    )
+
+
+def _data(count=8, classes=3):
+    random = np.random.default_rng(0)
+    x = random.normal(size=(count, 4)).astype("float32")
+    return x, random.integers(0, classes, count)
+
+
+def _compiled(model, mode="graph", optimizer=None):
+    model.compile(
+        optimizer or keras.optimizers.SGD(0.1),
+        _LOSS,
+        jit_compile=mode == "xla",
+        run_eagerly=mode == "eager",
+    )
+    return model
+
+
+@_MODES
+def test_a_penalty_that_overflows_does_not_reach_the_weights(mode):
+    model = _compiled(FisherModel(_network(), FisherPenalty(_HUGE)), mode)
+    before = model.get_weights()
+    x, y = _data()
+    logs = model.fit(x, y, batch_size=4, epochs=2, verbose=0).history
+    assert logs["fisher_nonfinite"] == [2, 4]
+    assert np.isnan(logs["loss"]).all()
+    # Seed, counts and last values change, the network does not.
+    for value, old in zip(model.model.get_weights(), before):
+        np.testing.assert_array_equal(value, old)
+
+
+@_MODES
+def test_where_a_gradient_is_stored_the_step_takes_that_of_the_loss(mode):
+    network = _network()
+    weights = network.get_weights()
+    x, y = _data()
+    found = []
+    for penalty in (FisherPenalty(_HUGE, every=2), None):
+        network.set_weights(weights)
+        model = FisherModel(network, penalty, trace_every=None)
+        _compiled(model, mode)
+        logs = model.fit(x, y, batch_size=2, shuffle=False, verbose=0).history
+        found.append(network.get_weights())
+    for value, plain in zip(*found):
+        np.testing.assert_allclose(value, plain, rtol=1e-6)
+    assert np.isfinite(logs["loss"]).all()
+
+
+def test_terminate_on_nan_ends_the_training_with_the_old_weights():
+    model = _compiled(FisherModel(_network(), FisherPenalty(_HUGE)))
+    before = model.model.get_weights()
+    history = model.fit(
+        *_data(),
+        batch_size=2,
+        epochs=5,
+        verbose=0,
+        callbacks=[keras.callbacks.TerminateOnNaN()],
+    )
+    assert len(history.epoch) == 1
+    assert int(model.optimizer.iterations) == 1
+    for value, old in zip(model.model.get_weights(), before):
+        np.testing.assert_array_equal(value, old)
+
+
+def test_a_gradient_that_alone_is_not_finite_is_noticed():
+    @tf.custom_gradient
+    def bad(x):
+        return x, lambda upstream: upstream * tf.constant(float("inf"))
+
+    class Bad(layers.Layer):
+        def call(self, x):
+            return bad(x)
+
+    network = keras.Sequential([*_network().layers, Bad()])
+    network.build((None, 4))
+    model = _compiled(FisherModel(network, 0.1))
+    before = network.get_weights()
+    logs = model.fit(*_data(), batch_size=8, verbose=0).history
+    assert logs["fisher_nonfinite"] == [1]
+    for value, old in zip(network.get_weights(), before):
+        np.testing.assert_array_equal(value, old)
+
+
+def test_a_finite_penalty_is_not_counted_and_the_loss_is_the_users():
+    model = _compiled(FisherModel(_network(), 0.1))
+    logs = model.fit(*_data(), batch_size=4, verbose=0).history
+    assert logs["fisher_nonfinite"] == [0]
+    assert np.isfinite(logs["loss"]).all()
+
+
+def test_the_count_is_saved(tmp_path):
+    model = _compiled(FisherModel(_network(), FisherPenalty(_HUGE)))
+    model.fit(*_data(), batch_size=4, verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert float(loaded.state.fisher_nonfinite) == 2
+
+
+def test_loss_scaling_skips_the_step_and_lowers_the_scale():
+    network = _network(dtype="mixed_float16")
+    optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1))
+    model = _compiled(
+        FisherModel(network, FisherPenalty(_HUGE), dtype="mixed_float16"),
+        optimizer=optimizer,
+    )
+    before = network.get_weights()
+    logs = model.fit(*_data(), batch_size=4, verbose=0).history
+    assert logs["fisher_nonfinite"] == [2]
+    assert np.isfinite(logs["loss"]).all()
+    assert float(optimizer.dynamic_scale) == optimizer.initial_scale / 4
+    for value, old in zip(network.get_weights(), before):
+        np.testing.assert_array_equal(value, old)
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_the_layer_leaves_its_penalty_out_and_tells_by_the_loss(every):
+    network = _network()
+    weights = network.get_weights()
+    layer = FisherRegularization(network, FisherPenalty(_HUGE, every=every))
+    x = keras.Input((4,))
+    found, losses = [], []
+    for model in (keras.Model(x, layer(x)), network):
+        network.set_weights(weights)
+        _compiled(model)
+        logs = model.fit(*_data(), batch_size=4, shuffle=False, verbose=0)
+        found.append(network.get_weights())
+        losses.append(logs.history["loss"][0])
+    for value, plain in zip(*found):
+        np.testing.assert_allclose(value, plain, rtol=1e-6)
+    assert np.isnan(losses[0]) and np.isfinite(losses[1])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_bad_inputs_show_in_the_loss_and_the_count(bad):
+    x, y = _data()
+    x[1, 2] = bad
+    model = _compiled(FisherModel(_network(), 0.1))
+    logs = model.fit(x, y, batch_size=8, verbose=0).history
+    assert np.isnan(logs["loss"]).all()
+    assert logs["fisher_nonfinite"] == [1]
+
+
+def test_exploding_logits_are_penalized_as_far_as_they_are_finite():
+    network = _network()
+    kernel = network.layers[-1].kernel
+    kernel.assign(1e30 * kernel.value)
+    model = _compiled(FisherModel(network, 0.1))
+    logs = model.fit(*_data(), batch_size=8, verbose=0).history
+    lost = logs["fisher_nonfinite"] == [1]
+    finite = all(np.isfinite(w).all() for w in network.get_weights())
+    assert finite and (lost == np.isnan(logs["loss"][0])), logs
+
+
+@pytest.mark.parametrize(
+    "penalty",
+    [
+        FisherPenalty(0.3),
+        FisherPenalty(0.3, fraction=0.5),
+        FisherPenalty(0.3, micro_batch_size=2),
+        FisherPenalty(0.3, method="finite_difference"),
+        GradientPenalty(0.3),
+        InputGradientPenalty(0.3),
+    ],
+    ids=lambda p: f"{type(p).__name__}{p.fraction}{p.method[0]}",
+)
+def test_an_empty_batch_has_no_penalty_and_no_trace(penalty):
+    network = _network()
+    x, y = tf.zeros([0, 4]), tf.zeros([0], tf.int64)
+    likelihood = keras_fisher.likelihoods.Categorical()
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 4])])
+    def value_and_gradient(x):
+        with tf.GradientTape() as tape:
+            forward = penalty.forward(network, x)
+            labels = tf.zeros(tf.shape(x)[:1], tf.int64)
+            term = penalty(forward, likelihood, labels)
+        variables = network.trainable_variables
+        return term.value, tape.gradient(term.value, variables)
+
+    value, found = value_and_gradient(x)
+    assert float(value) == 0
+    assert bool(gradients.all_finite(found)), found
+    forward = penalty.forward(network, x)
+    assert float(penalty(forward, likelihood, y).value) == 0
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+@pytest.mark.parametrize("count", [1, 3])
+def test_one_example_and_one_class_train(count, classes):
+    network = _network(classes)
+    model = _compiled(FisherModel(network, 0.1))
+    logs = model.fit(*_data(count, classes), verbose=0).history
+    assert np.isfinite(logs["loss"]).all()
+    trace = keras_fisher.fisher_trace(model, _data(count)[0])
+    if classes == 1:
+        # The only class is certain: nothing is left to learn of it.
+        assert logs["fisher_trace"] == [0] and trace == 0
+    else:
+        assert logs["fisher_trace"][0] > 0 and trace > 0
+
+
+def test_labels_out_of_range_are_refused_before_training():
+    model = _compiled(FisherModel(_network(), 0.1))
+    x, y = _data()
+    for bad in (y - 5, y + 5):
+        with pytest.raises(ValueError, match="from 0 to 2"):
+            model.fit(x, bad, verbose=0)
+
+
+def test_labels_out_of_range_in_a_data_set_do_not_pass_unseen():
+    x, y = _data()
+    dataset = tf.data.Dataset.from_tensor_slices((x, y + 5)).batch(4)
+    model = _compiled(FisherModel(_network(), 0.1))
+    try:
+        logs = model.fit(dataset, verbose=0).history
+    except tf.errors.InvalidArgumentError as error:
+        # What the loss of Keras says on a CPU.
+        assert "label" in str(error)
+    else:
+        assert np.isnan(logs["loss"]).all(), logs
+
+
+@pytest.mark.parametrize(
+    ("tensors", "expected"),
+    [
+        ([[1.0, 2.0], None, [3.0]], True),
+        ([[1.0], [float("nan"), 1.0]], False),
+        ([[float("inf")], [1.0]], False),
+        ([[float("inf"), -float("inf")]], False),
+    ],
+)
+def test_finite_tensors_are_told_from_others(tensors, expected):
+    tensors = [None if t is None else tf.constant(t) for t in tensors]
+    assert bool(gradients.all_finite(tensors)) == expected
+    kept = gradients.zero_unless(gradients.all_finite(tensors), tensors)
+    for tensor, value in zip(tensors, kept):
+        if tensor is not None:
+            np.testing.assert_array_equal(
+                value, tensor if expected else tf.zeros_like(tensor)
+            )
