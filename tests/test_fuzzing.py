@@ -7,6 +7,7 @@ with which `_check_...` can be called.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import tempfile
@@ -151,7 +152,7 @@ class _Reference:
         if case.penalty.fraction < 1:
             start = int(sampling.integers([], size, seed))
             rows = (start + rows[:part]) % size
-        if forward_lib.examples_are_independent(model):
+        if part < size and forward_lib.examples_are_independent(model):
             # The part runs by itself, with the masks of dropout drawn for it.
             x = keras.tree.map_structure(lambda t: tf.gather(t, rows), x)
             y, rows = tf.gather(y, rows), np.arange(len(rows))
@@ -355,19 +356,31 @@ def _runs(draw, as_layer: bool):
         accumulated=None
         if as_layer
         else draw(st.sampled_from((None, None, 2))),
-        # Keras does not multiply a weight of examples with a mask of tokens.
-        weighted=network.embedding != "masked" and draw(_EVEN),
+        # Keras does not multiply weights of examples with losses of many axes.
+        weighted=(network.end != "keep" or len(network.shape) == 1)
+        and draw(_EVEN),
         mode=mode,
         seed=draw(st.integers(0, 999)),
     )
 
 
-def _data(run: _Run, model):
+def _data(run: _Run):
+    model = random_networks.build(run.network)
     x, y = random_networks.batch(run.network, model, run.examples, run.seed)
     data = (x, y)
     if run.weighted:
         data += (tf.linspace(tf.constant(0.5, run.network.dtype), 2.0, len(y)),)
     return tf.data.Dataset.from_tensor_slices(data).batch(run.size)
+
+
+@contextlib.contextmanager
+def _losses_of(run: _Run):
+    """Keras adds up losses in one precision, of layers and its own, alone."""
+    keras.config.set_floatx(run.network.dtype if run.as_layer else "float32")
+    try:
+        yield
+    finally:
+        keras.config.set_floatx("float32")
 
 
 def _optimizer(run: _Run):
@@ -503,8 +516,13 @@ class _Loop:
 
 
 def _check_training(run: _Run):
+    with _losses_of(run):
+        _compare_training(run)
+
+
+def _compare_training(run: _Run):
     network = random_networks.build(run.network)
-    data = _data(run, network)
+    data = _data(run)
     # Another one with the same names of variables, for `exclude`.
     reference = random_networks.build(run.network)
     model = _around(run, network, run.seed)
@@ -804,6 +822,11 @@ def _resumptions(draw):
 
 
 def _check_resumption(case: _Resumed):
+    with _losses_of(case.run):
+        _compare_resumption(case)
+
+
+def _compare_resumption(case: _Resumed):
     run = case.run
 
     def made(seed=run.seed):
@@ -818,7 +841,7 @@ def _check_resumption(case: _Resumed):
         ).history
 
     whole = made()
-    data = _data(run, whole)
+    data = _data(run)
     epochs = run.epochs + case.after
     expected = fit(whole, 0, epochs)
     half = made()
