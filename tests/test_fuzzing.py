@@ -60,6 +60,8 @@ def _try(check, cases, few, many, record_property, is_long):
     def run(case):
         nonlocal count
         count += 1
+        if not is_long and hasattr(case, "mode"):
+            case = case._replace(mode="eager")  # nothing to compile
         check(case)
 
     try:
@@ -128,7 +130,7 @@ class _OneBatch(NamedTuple):
 
 @st.composite
 def _batches(draw, single=True):
-    mode = draw(_modes(graph=4, xla=1))
+    mode = draw(_modes(4, 1))
     network = draw(
         random_networks.random_networks(single=single, for_xla=mode == "xla")
     )
@@ -270,7 +272,7 @@ def _check_value(case: _OneBatch):
 def test_value_and_traces_equal_backward_passes_of_single_examples(
     is_long, record_property
 ):
-    _try(_check_value, _batches(), 12, 350, record_property, is_long)
+    _try(_check_value, _batches(), 10, 350, record_property, is_long)
 
 
 def _check_gradient(case: _OneBatch):
@@ -301,7 +303,7 @@ def _norm(arrays) -> float:
 @_few_or_many
 def test_gradient_equals_a_directional_difference(is_long, record_property):
     cases = _batches(single=False)
-    _try(_check_gradient, cases, 8, 250, record_property, is_long)
+    _try(_check_gradient, cases, 6, 250, record_property, is_long)
 
 
 # A few steps of training.
@@ -325,7 +327,8 @@ class _Run(NamedTuple):
 
 @st.composite
 def _runs(draw, as_layer: bool):
-    mode = draw(_modes(graph=3, xla=0 if as_layer else 1))
+    # The layer's step with a schedule takes a minute to trace.
+    mode = draw(_modes(1, 0) if as_layer else _modes(3, 1))
     network = draw(
         random_networks.random_networks(
             for_xla=mode == "xla", single=mode != "xla", most_blocks=2
@@ -530,6 +533,7 @@ def _compare_training(run: _Run):
     logs = model.fit(
         data,
         epochs=run.epochs,
+        shuffle=False,
         verbose=0,
         callbacks=[] if run.as_layer else [recorded],
     ).history
@@ -589,7 +593,7 @@ def test_fit_equals_a_loop_with_the_schedule_spelled_out(
     is_long, record_property
 ):
     cases = _runs(as_layer=False)
-    _try(_check_training, cases, 6, 150, record_property, is_long)
+    _try(_check_training, cases, 5, 150, record_property, is_long)
 
 
 @_few_or_many
@@ -804,6 +808,7 @@ class _Resumed(NamedTuple):
     optimizer: str
     after: int  # epochs
     through: str
+    mode: str
 
     @property
     def network(self) -> Network:
@@ -814,10 +819,11 @@ class _Resumed(NamedTuple):
 def _resumptions(draw):
     run = draw(_runs(as_layer=draw(st.integers(0, 3)) == 3))
     return _Resumed(
-        run._replace(mode="graph" if run.mode == "graph" else "eager"),
+        run,
         draw(st.sampled_from(("sgd", "adam", "rmsprop"))),
         draw(st.integers(1, 2)),
         draw(st.sampled_from(("file", "weights"))),
+        "graph" if run.mode == "graph" else "eager",
     )
 
 
@@ -827,7 +833,7 @@ def _check_resumption(case: _Resumed):
 
 
 def _compare_resumption(case: _Resumed):
-    run = case.run
+    run = case.run._replace(mode=case.mode)
 
     def made(seed=run.seed):
         optimizer = keras.optimizers.get(case.optimizer)
@@ -837,7 +843,7 @@ def _compare_resumption(case: _Resumed):
 
     def fit(model, first, last):
         return model.fit(
-            data, initial_epoch=first, epochs=last, verbose=0
+            data, initial_epoch=first, epochs=last, shuffle=False, verbose=0
         ).history
 
     whole = made()
