@@ -115,9 +115,10 @@ def random_networks(
     shape = tuple(draw(st.integers(*each)) for each in bounds[axes])
     embedding = ""
     if axes == 2 and integer_inputs:
-        embedding = draw(st.sampled_from(("", "plain", "masked")))
+        embedding = draw(st.sampled_from(("", "plain", "masked", "masked")))
     blocks = []
-    for _ in range(draw(st.integers(0, most_blocks))):
+    counts = st.sampled_from((1, 2, *range(most_blocks + 1)))
+    for _ in range(draw(counts)):
         kinds = [
             kind
             for kind in _BLOCKS[axes]
@@ -135,6 +136,8 @@ def random_networks(
     # Nothing to join where axes are kept.
     ends = _ENDS[axes][1:] if joined and axes > 1 else _ENDS[axes]
     ends = [end for end in ends if not (for_xla and end == "last")]
+    if embedding == "masked" and "keep" in ends:
+        ends += 2 * ["keep"]  # where the outputs have a mask
     return Network(
         shape=shape,
         embedding=embedding,

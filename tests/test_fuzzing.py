@@ -92,7 +92,7 @@ def _random_penalties(
     ]
     options = {}
     if schedule:
-        options["every"] = draw(st.integers(1, 4))
+        options["every"] = draw(st.sampled_from((1, 2, 2, 3, 4)))
         options["reuse"] = draw(_EVEN)
         options["start"] = draw(st.sampled_from((0, 0, 1, 2)))
         length = draw(st.sampled_from((None, None, 1, 3)))
@@ -101,7 +101,7 @@ def _random_penalties(
     if draw(_EVEN):
         options["fraction"] = draw(st.sampled_from((0.01, 0.3, 0.5, 0.8)))
     if draw(_EVEN):
-        options["micro_batch_size"] = draw(st.integers(1, 4))
+        options["micro_batch_size"] = draw(st.sampled_from((1, 2, 3, 4)))
     if methods and draw(st.integers(0, 3)) == 3:
         options["method"] = "finite_difference"
     if draw(st.integers(0, 2)) == 2:
@@ -137,7 +137,7 @@ def _batches(draw, single=True):
     return _OneBatch(
         network,
         draw(_random_penalties(network)),
-        draw(st.integers(1, 6)),
+        draw(st.sampled_from((4, 5, 6, 3, 2, 1))),
         mode,
         draw(st.integers(0, 999)),
     )
@@ -272,7 +272,7 @@ def _check_value(case: _OneBatch):
 def test_value_and_traces_equal_backward_passes_of_single_examples(
     is_long, record_property
 ):
-    _try(_check_value, _batches(), 10, 350, record_property, is_long)
+    _try(_check_value, _batches(), 10, 400, record_property, is_long)
 
 
 def _check_gradient(case: _OneBatch):
@@ -303,7 +303,7 @@ def _norm(arrays) -> float:
 @_few_or_many
 def test_gradient_equals_a_directional_difference(is_long, record_property):
     cases = _batches(single=False)
-    _try(_check_gradient, cases, 6, 250, record_property, is_long)
+    _try(_check_gradient, cases, 6, 270, record_property, is_long)
 
 
 # A few steps of training.
@@ -351,8 +351,8 @@ def _runs(draw, as_layer: bool):
         if as_layer
         else draw(st.sampled_from((1, 2, 3, None))),
         as_layer=as_layer,
-        examples=draw(st.integers(1, 9)),
-        size=draw(st.integers(1, 4)),
+        examples=draw(st.sampled_from((3, 4, 5, 6, 2, 1))),
+        size=draw(st.sampled_from((2, 3, 4, 1))),
         epochs=draw(st.integers(1, 2)),
         steps_per_execution=draw(st.integers(1, 3)),
         momentum=draw(st.sampled_from((0.0, 0.9))),
@@ -593,7 +593,7 @@ def test_fit_equals_a_loop_with_the_schedule_spelled_out(
     is_long, record_property
 ):
     cases = _runs(as_layer=False)
-    _try(_check_training, cases, 5, 150, record_property, is_long)
+    _try(_check_training, cases, 3, 130, record_property, is_long)
 
 
 @_few_or_many
@@ -601,7 +601,7 @@ def test_the_layer_equals_a_loop_with_the_schedule_spelled_out(
     is_long, record_property
 ):
     cases = _runs(as_layer=True)
-    _try(_check_training, cases, 4, 80, record_property, is_long)
+    _try(_check_training, cases, 3, 60, record_property, is_long)
 
 
 # Tr(F) on data.
@@ -797,7 +797,7 @@ def _compare(case, model, found, squares, options):
 def test_traces_equal_loops_and_sums_over_all_labels_in_any_batches(
     is_long, record_property
 ):
-    _try(_check_trace, _traces(), 3, 100, record_property, is_long)
+    _try(_check_trace, _traces(), 2, 80, record_property, is_long)
 
 
 # Resumed runs.
@@ -877,4 +877,4 @@ def _compare_resumption(case: _Resumed):
 def test_resumed_runs_end_as_if_they_had_never_stopped(
     is_long, record_property
 ):
-    _try(_check_resumption, _resumptions(), 4, 120, record_property, is_long)
+    _try(_check_resumption, _resumptions(), 2, 80, record_property, is_long)
