@@ -137,7 +137,9 @@ def run(
         # Neighbours can be cut out and put back without a gather, whose
         # gradient would be a scatter.
         start = sampling.integers([], batch_size, sampling.draw(seed))
-    split = start is not None and examples_are_independent(layer)
+    # Not every layer takes a rest without an example.
+    has_rest = tf.is_tensor(part_size) or part_size < batch_size
+    split = start is not None and has_rest and examples_are_independent(layer)
     run_on, rest = inputs, None
     if split:
         turned = keras.tree.map_structure(lambda x: _turned(x, start), inputs)

@@ -363,7 +363,7 @@ class Penalty:
         count = tf.cast(count, squares.dtype)
         # One loss scale is in the direction, and one in each gradient.
         scale = tf.cast(loss_scale, squares.dtype)
-        factor = 2.0 * tf.square(count / scale) / step
+        factor = 2.0 * tf.square(count / scale) / tf.cast(step, scale.dtype)
         return [tf.square(count) * squares] + [
             tf.zeros_like(t)
             if a is None or b is None

@@ -16,3 +16,19 @@ def _fresh_keras():
     keras.utils.set_random_seed(0)
     yield
     keras.config.set_dtype_policy("float32")
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Says how many random cases have run; see `test_fuzzing`."""
+    counts = [
+        value
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        if getattr(report, "when", "") == "call"
+        for name, value in report.user_properties
+        if name == "random_cases"
+    ]
+    if counts:
+        terminalreporter.write_line(
+            f"{sum(counts)} random cases, of {len(counts)} properties"
+        )

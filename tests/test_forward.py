@@ -170,3 +170,13 @@ def test_undifferentiated_pass_is_the_plain_one_to_the_last_bit():
     networks.restore(state)
     forward = forward_lib.run(model, x, differentiable=False)
     np.testing.assert_array_equal(forward.outputs, expected)
+
+
+@pytest.mark.parametrize("name", ["dense", "conv2d", "lstm"])
+def test_a_part_that_is_the_whole_batch_leaves_no_rest_to_run(name):
+    model, x = networks.build(name)
+    forward = forward_lib.run(model, x[:1], fraction=0.3)
+    assert (forward.batch_size, forward.part_size) == (1, 1)
+    expected = model(x[:1], training=True)
+    np.testing.assert_array_equal(forward.outputs, expected)
+    np.testing.assert_array_equal(forward.part_outputs, expected)

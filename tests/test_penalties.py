@@ -403,6 +403,17 @@ def test_exclude_leaves_variables_out_of_the_norm_but_not_out_of_the_trace(
     assert np.any(gradients[1]), "excluded variables still move the norm"
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("method", ["exact", "finite_difference"])
+def test_excluding_all_variables_leaves_a_penalty_of_zero(method, dtype):
+    model, x = networks.build("dense", dtype)
+    penalty = FisherPenalty(method=method, exclude=".")
+    value, traces, gradients = _run("eager", penalty, model, x)
+    assert value == 0, value
+    assert np.all(np.array(traces) > 0), traces
+    assert not any(np.any(g) for g in gradients)
+
+
 def test_loss_scale_is_taken_out_again():
     model, x = networks.build("dense", "float32")
     for method in ("exact", "finite_difference"):
