@@ -1,4 +1,4 @@
-"""What Keras's `fit` and `evaluate` lack with several workers.
+"""Several workers: who writes, and what Keras lacks to train by them.
 
 Under `tf.distribute.MultiWorkerMirroredStrategy` Keras 3 fails in two places,
 before and after a step: it takes the mean of the first batch over replicas,
@@ -23,6 +23,14 @@ def are_several(strategy: tf.distribute.Strategy) -> bool:
 def writes(strategy: tf.distribute.Strategy) -> bool:
     """Whether this process writes for all: it is alone, or the chief."""
     return strategy.extended.should_save_summary
+
+
+def mean(strategy: tf.distribute.Strategy, value: float) -> float:
+    """The mean of a number over workers; all of them have to ask for it."""
+    if not are_several(strategy):
+        return value
+    values = strategy.run(lambda: tf.constant(value, tf.float64))
+    return float(strategy.reduce("MEAN", values, axis=None))
 
 
 def first_batch(strategy: tf.distribute.Strategy, iterator) -> Any:
