@@ -136,7 +136,7 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
     def on_epoch_begin(self, epoch, logs=None):
         # Not before, since other callbacks restore weights as training begins.
         if not self._is_open:
-            self._open()
+            self._open(epoch)
             self._is_open = True
         super().on_epoch_begin(epoch, logs)
         self.early_phase.on_epoch_begin(epoch)
@@ -145,14 +145,14 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
             self._write_probe(self._step)
             self._has_to_probe_first = False
 
-    def _open(self) -> None:
+    def _open(self, epoch: int) -> None:
         """Starts a run, or goes on with one."""
         step = step_of(self.model)
         if self.probe is not None:
             self.probe.check(self.model.model)
         if self._end != (self.log_dir, step):
             self._choose_directory(step)
-            self._restore(step)
+            self._restore(step, epoch)
         self._session = self._new_session()
         self._pages_are_open = False
         self._layers = None
@@ -177,13 +177,13 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
         self.set_model(self.model)
         super().on_train_begin()
 
-    def _restore(self, step: int) -> None:
+    def _restore(self, step: int, epoch: int) -> None:
         """Takes up what was written of the first `step` steps."""
         if step and self._writes:
             for name in tags.SPLITS:
                 event_files.take_out(
                     os.path.join(self.log_dir, name),
-                    lambda tag, at: tags.is_later(tag, at, step),
+                    lambda tag, at: tags.is_later(tag, at, step, epoch),
                 )
         traces, layers, single, probed = {}, {}, {}, set()
         prefix = tags.TRACE_BY_LAYER
