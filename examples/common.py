@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import json
 import os
 
 import keras
@@ -26,6 +27,8 @@ _MODELS = {
     ),
 }
 MODELS = (*_MODELS, "mlp")
+
+STRATEGIES = ("none", "mirrored", "multi_worker")
 
 # Images whose mean and deviation are known.
 _NORMALIZED = ("cifar10", "cifar100", "tiny_imagenet")
@@ -94,6 +97,7 @@ def load_data(
         train = keras_fisher.datasets.normalize(train, name)
         test = keras_fisher.datasets.normalize(test, name)
     size = info.splits["train"].num_examples
+    train, test = map(_for_workers, (train, test))
     train = train.cache()
     shuffled = train.shuffle(min(size, 50_000), seed=seed)
     if augment:
@@ -109,6 +113,47 @@ def load_data(
         examples=train.batch(batch_size).prefetch(tf.data.AUTOTUNE),
         test=test.batch(batch_size).cache().prefetch(tf.data.AUTOTUNE),
         classes=classes,
+    )
+
+
+def _for_workers(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Has workers share batches, not files: there may be one file alone."""
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = (
+        tf.data.experimental.AutoShardPolicy.DATA
+    )
+    return dataset.with_options(options)
+
+
+def has_cluster() -> bool:
+    """Whether `TF_CONFIG` names workers, and which of them this process is."""
+    try:
+        config = json.loads(os.environ.get("TF_CONFIG", ""))
+    except ValueError:
+        return False
+    return isinstance(config, dict) and {"cluster", "task"} <= config.keys()
+
+
+def strategy(name: str, cpu_devices: int = 1) -> tf.distribute.Strategy:
+    """One of `STRATEGIES`. To be made before TensorFlow does anything else.
+
+    Args:
+        name: Which one.
+        cpu_devices: Number of devices to make of the CPU; if 1, `"mirrored"`
+            takes the GPUs.
+    """
+    if name == "multi_worker":
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    if name == "none":
+        return tf.distribute.get_strategy()
+    if cpu_devices == 1:
+        return tf.distribute.MirroredStrategy()
+    [cpu] = tf.config.list_physical_devices("CPU")
+    tf.config.set_logical_device_configuration(
+        cpu, [tf.config.LogicalDeviceConfiguration()] * cpu_devices
+    )
+    return tf.distribute.MirroredStrategy(
+        [f"CPU:{number}" for number in range(cpu_devices)]
     )
 
 

@@ -45,7 +45,10 @@ def draw(frame: pd.DataFrame):
         ax=left,
     )
     left.set(xlabel="", ylabel="final test accuracy (%)")
-    left.tick_params(axis="x", rotation=30)
+    left.set_xticks(left.get_xticks())
+    left.set_xticklabels(
+        left.get_xticklabels(), rotation=30, ha="right", rotation_mode="anchor"
+    )
     curves = sweep.histories(frame)
     curves["penalty"] = names(curves)
     seaborn.lineplot(

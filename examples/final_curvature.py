@@ -65,7 +65,7 @@ def draw(frame: pd.DataFrame):
             hue="learning rate",
             style="method",
             palette="viridis",
-            legend=axes is panels[0],
+            legend=axes is panels[-1],
             ax=axes,
         )
         found = plotting.rank_correlation(frame["early_trace"], frame[column])
@@ -73,6 +73,7 @@ def draw(frame: pd.DataFrame):
         report.logarithmic(axes, "y")
         axes.set(xlabel="TrF$_i$", ylabel=f"final {name}")
         axes.set_title(f"Spearman's ρ = {found.correlation:.2f}")
+    seaborn.move_legend(panels[-1], "upper left", bbox_to_anchor=(1, 1))
     return figure
 
 

@@ -85,7 +85,13 @@ def draw(frame: pd.DataFrame):
             ax=axes,
             **shared,
         )
-        axes.tick_params(axis="x", rotation=40)
+        axes.set_xticks(axes.get_xticks())
+        axes.set_xticklabels(
+            axes.get_xticklabels(),
+            rotation=40,
+            ha="right",
+            rotation_mode="anchor",
+        )
         axes.set_xlabel("")
     left.set_ylabel("final test accuracy (%)")
     report.logarithmic(right, "y")

@@ -83,6 +83,19 @@ _SEED = flags.DEFINE_integer("seed", 0, "Seed of everything.", 0)
 _STEPS_PER_EXECUTION = flags.DEFINE_integer(
     "steps_per_execution", 1, "Steps in one call of the train function.", 1
 )
+_STRATEGY = flags.DEFINE_enum(
+    "strategy",
+    "none",
+    common.STRATEGIES,
+    "Devices that share each batch: one, all of this machine, or those of the "
+    "workers in TF_CONFIG (see docs/distribution.md).",
+)
+_CPU_DEVICES = flags.DEFINE_integer(
+    "cpu_devices",
+    1,
+    "Devices to make of the CPU, to try --strategy=mirrored without GPUs.",
+    1,
+)
 _LOG_DIR = flags.DEFINE_string(
     "log_dir",
     None,
@@ -99,6 +112,26 @@ flags.register_multi_flags_validator(
     ["start", "stop"],
     lambda f: f["stop"] is None or f["stop"] > f["start"],
     "--stop must be larger than --start.",
+)
+flags.register_validator(
+    "strategy",
+    lambda strategy: strategy != "multi_worker" or common.has_cluster(),
+    "--strategy=multi_worker needs the environment variable TF_CONFIG, with a "
+    '"cluster" and a "task".',
+)
+flags.register_multi_flags_validator(
+    ["strategy", "steps_per_execution", "jit"],
+    lambda f: (
+        f["strategy"] == "none"
+        or (f["steps_per_execution"] == 1 and f["jit"] != "true")
+    ),
+    "Keras has neither --steps_per_execution nor --jit=true on several "
+    "devices: leave both out with --strategy.",
+)
+flags.register_multi_flags_validator(
+    ["strategy", "cpu_devices"],
+    lambda f: f["strategy"] == "mirrored" or f["cpu_devices"] == 1,
+    "--cpu_devices is for --strategy=mirrored.",
 )
 
 
@@ -129,17 +162,8 @@ def probe(test: tf.data.Dataset) -> np.ndarray | None:
     return x
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"Unknown arguments: {argv[1:]}. See --help.")
-    keras.utils.set_random_seed(_SEED.value)
-    data = common.load_data(
-        settings.DATASET.value,
-        settings.BATCH_SIZE.value,
-        label_noise=_LABEL_NOISE.value,
-        augment=settings.AUGMENT.value,
-        seed=_SEED.value,
-    )
+def compiled_model(data: common.Data) -> keras_fisher.FisherModel:
+    """The model that the flags ask for."""
     model = keras_fisher.FisherModel(
         common.build_network(
             settings.MODEL.value, data.input_shape, data.classes
@@ -157,6 +181,23 @@ def main(argv: list[str]) -> None:
         jit_compile=settings.jit(),
         steps_per_execution=_STEPS_PER_EXECUTION.value,
     )
+    return model
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"Unknown arguments: {argv[1:]}. See --help.")
+    strategy = common.strategy(_STRATEGY.value, _CPU_DEVICES.value)
+    keras.utils.set_random_seed(_SEED.value)
+    data = common.load_data(
+        settings.DATASET.value,
+        settings.BATCH_SIZE.value,
+        label_noise=_LABEL_NOISE.value,
+        augment=settings.AUGMENT.value,
+        seed=_SEED.value,
+    )
+    with strategy.scope():
+        model = compiled_model(data)
     early = keras_fisher.callbacks.EarlyPhase(
         "accuracy", settings.EARLY_ACCURACY.value
     )

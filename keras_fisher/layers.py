@@ -93,8 +93,11 @@ class FisherRegularization(keras.layers.Wrapper):
             checks.integer("seed", seed, 0)
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
+        # Replicas may not meet in a call: it may be within a condition, and
+        # they would find each other's losses in the one list of them.
         self.state = FisherState(
-            likelihoods.compute_dtype(self.variable_dtype).name
+            likelihoods.compute_dtype(self.variable_dtype).name,
+            synchronization="on_read",
         )
         self.state.carry(self.seed_generator, layer)
         self.step = self.add_weight(
@@ -102,7 +105,6 @@ class FisherRegularization(keras.layers.Wrapper):
             dtype="int64",
             initializer="zeros",
             trainable=False,
-            aggregation="only_first_replica",
             name="step",
         )
         self._trace_metric = _LastValue(self.state)

@@ -26,6 +26,7 @@ from keras_fisher import likelihoods
 from keras_fisher import metrics
 from keras_fisher import outputs as outputs_lib
 from keras_fisher import penalties
+from keras_fisher import workers
 from keras_fisher.state import FisherState
 
 _NOTHING, _FRESH, _REUSED = range(3)  # what a step does with the penalty
@@ -294,7 +295,8 @@ class FisherModel(keras.Model):
 
     def train_step(self, data):
         if not self._observes:
-            return super().train_step(data)
+            logs = super().train_step(data)
+            return workers.with_axis(self.distribute_strategy, logs)
         logs, _ = self._choose(
             lambda plan: self._planned_step(data, None, plan),
             self._reachable_codes(),
@@ -400,7 +402,19 @@ class FisherModel(keras.Model):
                 tf.cast(step.is_lost, self.state.dtype)
             )
 
+    def test_step(self, data):
+        return workers.with_axis(
+            self.distribute_strategy, super().test_step(data)
+        )
+
     # Building and checking.
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        # Keras's own, but for several workers, where it fails.
+        strategy = self.distribute_strategy
+        if iterator is not None and workers.are_several(strategy):
+            iterator, data_batch = None, workers.first_batch(strategy, iterator)
+        super()._maybe_symbolic_build(iterator, data_batch)
 
     def _build(self, data) -> None:
         """Creates what a step needs, before it starts."""

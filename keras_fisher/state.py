@@ -13,10 +13,15 @@ class FisherState(keras.layers.Layer):
 
     Args:
         dtype: Dtype of the last measured values.
+        synchronization: When replicas take the mean of their values: as they
+            write them (`"auto"`), or as all are read together (`"on_read"`).
     """
 
-    def __init__(self, dtype="float32", name="fisher_state"):
+    def __init__(
+        self, dtype="float32", synchronization="auto", name="fisher_state"
+    ):
         super().__init__(dtype=dtype, trainable=False, name=name)
+        self._synchronization = synchronization
         self.fisher_trace = self._scalar("fisher_trace", float("nan"))
         self.fisher_penalty = self._scalar("fisher_penalty", 0.0)
         self.fisher_nonfinite = self._scalar("fisher_nonfinite", 0.0, "sum")
@@ -29,12 +34,25 @@ class FisherState(keras.layers.Layer):
     def _scalar(
         self, name: str, initial: float, aggregation: str = "mean"
     ) -> keras.Variable:
-        return self.add_weight(
-            shape=(),
-            initializer=keras.initializers.Constant(initial),
+        return self._variable(
+            name,
+            (),
+            self.dtype,
+            keras.initializers.Constant(initial),
+            aggregation,
+        )
+
+    def _variable(
+        self, name, shape, dtype, initializer, aggregation="mean"
+    ) -> keras.Variable:
+        return keras.Variable(
+            initializer,
+            shape=shape,
+            dtype=dtype,
             trainable=False,
             # Of the replicas' values; each has measured its part.
             aggregation=aggregation,
+            synchronization=self._synchronization,
             name=name,
         )
 
@@ -59,13 +77,11 @@ class FisherState(keras.layers.Layer):
         for variable in layer.trainable_variables:
             position = positions[id(variable)]
             if position not in self._gradients:
-                self._gradients[position] = self.add_weight(
-                    shape=variable.shape,
-                    dtype=variable.dtype,
-                    initializer="zeros",
-                    trainable=False,
-                    aggregation="mean",
-                    name=f"gradient_{position}",
+                self._gradients[position] = self._variable(
+                    f"gradient_{position}",
+                    variable.shape,
+                    variable.dtype,
+                    "zeros",
                 )
 
     def gradients(self, layer: keras.layers.Layer) -> list[keras.Variable]:

@@ -32,8 +32,18 @@ def is_fisher(tag: str) -> bool:
     return tag.startswith(("fisher/", *_AFTER))
 
 
-def is_later(tag: str, at: int, step: int) -> bool:
-    """Whether a point of ours tells of what comes after `step` updates."""
+def is_later(tag: str, at: int, step: int, epoch: int) -> bool:
+    """Whether a point tells of what comes after `step` updates.
+
+    Args:
+        tag: Name of the curve.
+        at: Where the point is.
+        step: Number of updates before.
+        epoch: Number of epochs before, where Keras's own curves are; 0 where
+            they are counted anew, and none of them is later.
+    """
+    if tag.startswith("epoch_"):
+        return 0 < epoch <= at
     if not is_fisher(tag):
         return False
     return at > step if tag.startswith(_AFTER) else at >= step

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from tensorboard.backend.event_processing import event_accumulator
+from test_distribution import cluster
 
 import keras_fisher
 
@@ -96,6 +97,9 @@ def test_help_explains_every_flag(script, flag, data_dir):
         ("--fraction=0", "fraction"),
         ("--stop=0", "stop"),
         ("stray", "stray"),
+        ("--strategy=multi_worker", "TF_CONFIG"),
+        pytest.param("--strategy=all", "strategy", marks=pytest.mark.slow),
+        pytest.param("--cpu_devices=2", "mirrored", marks=pytest.mark.slow),
         pytest.param("--alpha=-1", "alpha", marks=pytest.mark.slow),
         pytest.param("--every=0", "every", marks=pytest.mark.slow),
         pytest.param("--label_noise=1.1", "noise", marks=pytest.mark.slow),
@@ -110,6 +114,65 @@ def test_wrong_values_are_refused_before_anything_trains(
     assert result.returncode != 0
     assert message in result.stdout + result.stderr
     assert "Epoch" not in result.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flag", ["--steps_per_execution=2", "--jit=true"])
+def test_what_replicas_cannot_do_is_refused(flag, data_dir):
+    result = _run("train.py", "--strategy=mirrored", flag, data_dir=data_dir)
+    assert result.returncode != 0
+    assert "leave both out" in result.stderr
+    assert "Epoch" not in result.stdout
+
+
+@pytest.mark.slow
+def test_train_by_replicas_is_training_by_one(data_dir):
+    flags = ["--model=mlp", "--dataset=digits", "--epochs=1"]
+    alone = _run("train.py", *flags, data_dir=data_dir)
+    replicas = _run(
+        "train.py",
+        *flags,
+        "--strategy=mirrored",
+        "--cpu_devices=2",
+        data_dir=data_dir,
+    )
+    assert replicas.returncode == 0, replicas.stderr
+    # Without a penalty, only the sampled labels differ.
+    assert _test_accuracy(replicas.stdout) == _test_accuracy(alone.stdout)
+
+
+@pytest.mark.slow
+def test_train_by_two_workers(data_dir, tmp_path):
+    flags = [
+        "--model=mlp",
+        "--dataset=digits",
+        "--epochs=1",
+        "--penalty=fisher",
+        "--strategy=multi_worker",
+        f"--log_dir={tmp_path}",
+    ]
+    _run("train.py", *flags[:3], data_dir=data_dir)  # prepares the data
+
+    def start(config):
+        environment = {"TF_CONFIG": config, "TFDS_DATA_DIR": str(data_dir)}
+        return subprocess.Popen(
+            [sys.executable, str(_ROOT / "examples/train.py"), *flags],
+            env=os.environ | environment | {"PYTHONPATH": str(_ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    workers = [start(config) for config in cluster(2)]
+    outputs = [worker.communicate(timeout=300)[0] for worker in workers]
+    for worker, output in zip(workers, outputs):
+        assert worker.returncode == 0, output[-3000:]
+    first, second = map(_test_accuracy, outputs)
+    assert first == second
+    events = event_accumulator.EventAccumulator(str(tmp_path / "train"))
+    events.Reload()
+    steps = [e.step for e in events.Tensors("fisher/trace")]
+    assert steps == list(range(11))
 
 
 @pytest.mark.slow  # `make demo` runs all of it

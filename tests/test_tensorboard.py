@@ -700,6 +700,28 @@ def test_a_resumed_run_has_the_curves_of_one_never_stopped(
     assert numbers == every
 
 
+def test_an_epoch_that_is_done_again_is_written_once(tmp_path):
+    """Keras's curves too, stopped after they are written and no backup."""
+
+    class StopBehind(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch == 2:
+                raise KeyboardInterrupt
+
+    def run(*extra):
+        board = FisherTensorBoard(tmp_path / "logs")
+        backup = keras.callbacks.BackupAndRestore(tmp_path / "backup")
+        _fit(_model(), [board, *extra, backup], 4, validation_data=(_X, _Y))
+
+    with pytest.raises(KeyboardInterrupt):
+        run(StopBehind())
+    run()
+    for name in ("train", "validation"):
+        points = event_files.scalars(str(tmp_path / "logs" / name))
+        epochs = [p.step for p in points if p.tag == "epoch_loss"]
+        assert epochs == [0, 1, 2, 3], name
+
+
 _KILLED = """
     import sys
     sys.path.insert(0, {tests!r})

@@ -14,6 +14,7 @@ import tensorflow as tf
 from keras_fisher import checks
 from keras_fisher import event_files
 from keras_fisher import tags
+from keras_fisher import workers
 from keras_fisher.callbacks import hyperparameters as hyperparameters_lib
 from keras_fisher.callbacks import summaries
 from keras_fisher.callbacks.early_phase import EarlyPhase
@@ -53,6 +54,9 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
     were are kept under names that TensorBoard does not read. A run that starts
     at step 0 in a directory that holds one already is written to `run_2`,
     `run_3`, ... inside of it, with a warning.
+
+    With several workers the chief alone writes. The others read the directory
+    when a run is resumed, so they should share it.
 
     Args:
         log_dir: Directory of the run.
@@ -117,7 +121,9 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
 
     def set_model(self, model):
         check_model(model)
-        _check_writable(self.log_dir)
+        self._writes = workers.writes(model.distribute_strategy)
+        if self._writes:
+            _check_writable(self.log_dir)
         # Keras draws graphs of Functional and Sequential models alone.
         super().set_model(model.model)
         keras.callbacks.Callback.set_model(self, model)
@@ -130,7 +136,7 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
     def on_epoch_begin(self, epoch, logs=None):
         # Not before, since other callbacks restore weights as training begins.
         if not self._is_open:
-            self._open()
+            self._open(epoch)
             self._is_open = True
         super().on_epoch_begin(epoch, logs)
         self.early_phase.on_epoch_begin(epoch)
@@ -139,17 +145,15 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
             self._write_probe(self._step)
             self._has_to_probe_first = False
 
-    def _open(self) -> None:
+    def _open(self, epoch: int) -> None:
         """Starts a run, or goes on with one."""
         step = step_of(self.model)
         if self.probe is not None:
             self.probe.check(self.model.model)
         if self._end != (self.log_dir, step):
             self._choose_directory(step)
-            self._restore(step)
-        self._session = tf.summary.create_file_writer(
-            os.path.join(self.log_dir, tags.HPARAMS)
-        )
+            self._restore(step, epoch)
+        self._session = self._new_session()
         self._pages_are_open = False
         self._layers = None
 
@@ -173,13 +177,13 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
         self.set_model(self.model)
         super().on_train_begin()
 
-    def _restore(self, step: int) -> None:
+    def _restore(self, step: int, epoch: int) -> None:
         """Takes up what was written of the first `step` steps."""
-        if step:
+        if step and self._writes:
             for name in tags.SPLITS:
                 event_files.take_out(
                     os.path.join(self.log_dir, name),
-                    lambda tag, at: tags.is_later(tag, at, step),
+                    lambda tag, at: tags.is_later(tag, at, step, epoch),
                 )
         traces, layers, single, probed = {}, {}, {}, set()
         prefix = tags.TRACE_BY_LAYER
@@ -267,6 +271,23 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
             self._session.close()
         super().on_train_end(logs)
         self._end = self.log_dir, step
+
+    # Of several workers the chief writes; what the others write goes nowhere.
+
+    @property
+    def _train_writer(self):
+        return super()._train_writer if self._writes else _nowhere()
+
+    @property
+    def _val_writer(self):
+        return super()._val_writer if self._writes else _nowhere()
+
+    def _new_session(self) -> tf.summary.SummaryWriter:
+        if not self._writes:
+            return _nowhere()
+        return tf.summary.create_file_writer(
+            os.path.join(self.log_dir, tags.HPARAMS)
+        )
 
     def _write(self, writer, *buffers: tuple[int, bytes]) -> None:
         """Writes buffers, each with its step."""
@@ -388,6 +409,10 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
 
 def _prefixed(prefix: str, values: Mapping[str, float]) -> dict[str, float]:
     return {prefix + name: float(value) for name, value in values.items()}
+
+
+def _nowhere() -> tf.summary.SummaryWriter:
+    return tf.summary.create_noop_writer()
 
 
 def _holds_run(directory: str) -> bool:

@@ -1,0 +1,291 @@
+"""Training by several replicas and workers is the training of one.
+
+The runs are in processes of their own, since TensorFlow has to know of devices
+and workers before it starts. Each calls `run`, as the tests do without a
+strategy and with micro-batches in the place of replicas.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_fisher import FisherModel
+from keras_fisher import FisherPenalty
+from keras_fisher import GradientPenalty
+from keras_fisher import event_files
+from keras_fisher import fisher_trace
+from keras_fisher import likelihoods
+from keras_fisher.callbacks import FisherTensorBoard
+from keras_fisher.layers import FisherRegularization
+
+_BATCH, _STEPS, _ALPHA = 16, 20, 0.3
+_X = np.random.default_rng(0).normal(size=(_BATCH * _STEPS // 2, 6))
+_Y = np.argmax(_X[:, :3] + 0.5 * _X[:, 3:], axis=1)
+
+_PENALTIES = {
+    "fisher": (FisherPenalty, {}),
+    "fisher reused": (FisherPenalty, {"every": 3}),
+    "fisher skipped": (FisherPenalty, {"every": 3, "reuse": False, "stop": 8}),
+    "fisher difference": (FisherPenalty, {"method": "finite_difference"}),
+    "labels": (GradientPenalty, {}),
+    "labels reused": (GradientPenalty, {"every": 3}),
+}
+
+
+class _Determined(likelihoods.Categorical):
+    """Draws what the outputs say: replicas draw as one batch would."""
+
+    def sample(self, outputs, seed):
+        return tf.argmin(outputs, axis=-1, output_type=tf.int32)
+
+
+def _network():
+    keras.utils.set_random_seed(1)
+    return keras.Sequential(
+        [
+            keras.Input((6,)),
+            keras.layers.Dense(5, activation="tanh"),
+            keras.layers.Dense(3),
+        ]
+    )
+
+
+def _compiled(model, learning_rate):
+    model.compile(
+        keras.optimizers.SGD(learning_rate, momentum=0.9),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    return model
+
+
+def run(kind, name, parts=None, dtype="float64", logs=None):
+    """Trains for 20 steps.
+
+    Args:
+        kind: `"model"` or `"layer"`.
+        name: One of `_PENALTIES`.
+        parts: Number of micro-batches of the batch.
+        dtype: What to compute in.
+        logs: Directory for TensorBoard.
+
+    Returns:
+        The weights, as one list, and the logs of the two epochs.
+    """
+    cls, options = _PENALTIES[name]
+    size = None if parts is None else _BATCH // parts
+    keras.config.set_floatx(dtype)
+    keras.config.set_dtype_policy(dtype)
+    try:
+        penalty = cls(_ALPHA, micro_batch_size=size, **options)
+        likelihood = _Determined(from_logits=True)
+        network = _network()
+        if kind == "layer":
+            layer = FisherRegularization(
+                network, penalty, likelihood=likelihood
+            )
+            model = keras.Sequential([keras.Input((6,)), layer])
+        else:
+            # Tr(F) that is measured by itself has no micro-batches.
+            model = FisherModel(
+                network, penalty, likelihood=likelihood, trace_every=None
+            )
+        _compiled(model, 0.2)
+        data = tf.data.Dataset.from_tensor_slices((_X.astype(dtype), _Y))
+        data = data.batch(_BATCH, drop_remainder=True)
+        history = model.fit(
+            data,
+            validation_data=data if kind == "model" else None,
+            epochs=2,
+            shuffle=False,
+            verbose=0,
+            callbacks=[FisherTensorBoard(logs)] if logs else None,
+        )
+    finally:
+        keras.config.set_floatx("float32")
+    weights = np.concatenate([np.ravel(w) for w in network.get_weights()])
+    return {"weights": weights.tolist(), **history.history}
+
+
+class _Penalties(keras.callbacks.Callback):
+    def on_train_begin(self, logs=None):
+        self.values = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.values += self.model.measurements.penalty.tolist()
+
+
+def draws(count):
+    """Penalties of one batch with weights that stay, in many draws."""
+    model = FisherModel(_network(), _ALPHA, seed=0)
+    _compiled(model, 0.0)
+    x = tf.data.Dataset.from_tensors((_X[:_BATCH], _Y[:_BATCH]))
+    record = _Penalties()
+    model.fit(x.repeat(count), verbose=0, callbacks=[record])
+    return record.values
+
+
+# The processes.
+
+_PROCESS = """
+import sys
+sys.path.insert(0, {tests!r})
+import test_distribution
+test_distribution.main()
+"""
+
+
+def main():
+    kind, number, calls = json.loads(sys.argv[1])
+    if kind == "workers":
+        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    else:
+        [cpu] = tf.config.list_physical_devices("CPU")
+        tf.config.set_logical_device_configuration(
+            cpu, [tf.config.LogicalDeviceConfiguration()] * number
+        )
+        names = [f"CPU:{i}" for i in range(number)]
+        strategy = tf.distribute.MirroredStrategy(names)
+    with strategy.scope():
+        results = [globals()[name](*args) for name, *args in calls]
+    print(json.dumps(results))
+
+
+def free_ports(count):
+    sockets = [socket.socket() for _ in range(count)]
+    for s in sockets:
+        s.bind(("127.0.0.1", 0))
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+def cluster(count):
+    """`TF_CONFIG` of each of the workers on this machine."""
+    addresses = [f"127.0.0.1:{port}" for port in free_ports(count)]
+    return [
+        json.dumps(
+            {
+                "cluster": {"worker": addresses},
+                "task": {"type": "worker", "index": index},
+            }
+        )
+        for index in range(count)
+    ]
+
+
+def _results(kind, number, *calls):
+    """What the calls return in each of the processes."""
+    configs = cluster(number) if kind == "workers" else [None]
+    code = _PROCESS.format(tests=str(pathlib.Path(__file__).parent))
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, json.dumps([kind, number, calls])],
+            env=os.environ | ({"TF_CONFIG": config} if config else {}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for config in configs
+    ]
+    try:
+        outputs = [p.communicate(timeout=500) for p in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for process, (_, errors) in zip(processes, outputs):
+        assert process.returncode == 0, errors[-3000:]
+    return [json.loads(output.splitlines()[-1]) for output, _ in outputs]
+
+
+# The tests.
+
+
+def _assert_same(actual, expected, rtol, what):
+    for key in ("fisher_trace", "fisher_penalty", "loss", "weights"):
+        if key in expected:
+            np.testing.assert_allclose(
+                actual[key],
+                expected[key],
+                rtol=0,
+                atol=rtol * np.max(np.abs(expected[key])),
+                err_msg=f"{key}: {what}",
+            )
+
+
+_FAST = [("model", "fisher reused"), ("layer", "fisher reused")]
+_ALL = [("model", name) for name in _PENALTIES] + [
+    ("layer", name) for name in _PENALTIES if name.startswith("fisher")
+]
+
+
+@pytest.mark.parametrize(
+    "strategy, number, cases",
+    [
+        ("replicas", 4, _FAST),
+        pytest.param("replicas", 2, _ALL, marks=pytest.mark.slow),
+        pytest.param("replicas", 4, _ALL, marks=pytest.mark.slow),
+        pytest.param("workers", 2, _ALL[:6], marks=pytest.mark.slow),
+    ],
+)
+def test_parts_of_the_batch_train_as_micro_batches_do(strategy, number, cases):
+    calls = [("run", *case) for case in cases]
+    for results in _results(strategy, number, *calls):
+        for case, actual in zip(cases, results, strict=True):
+            # A difference of gradients loses half of the digits.
+            rtol = 1e-6 if "difference" in case[1] else 1e-10
+            what = f"{case} on {number} {strategy}"
+            _assert_same(actual, run(*case, number), rtol, what)
+
+
+def test_two_workers_train_as_one_and_write_once(tmp_path):
+    case = ("model", "fisher reused")
+    expected = run(*case, 2, "float32", str(tmp_path / "one"))
+    first, second = _results(
+        "workers", 2, ("run", *case, None, "float32", str(tmp_path / "two"))
+    )
+    assert first == second, "workers disagree"
+    _assert_same(first[0], expected, 1e-5, "two workers")
+    np.testing.assert_allclose(
+        first[0]["val_loss"], expected["val_loss"], rtol=1e-5
+    )
+    for name in ("train", "validation", "hparams"):
+        one, two = (tmp_path / run / name for run in ("one", "two"))
+        assert len(event_files.paths(str(two))) == 1, name
+        one, two = (
+            [(p.tag, p.step) for p in event_files.scalars(str(directory))]
+            for directory in (one, two)
+        )
+        assert two == one, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("replicas", [1, 2, 4])
+def test_expected_penalty_does_not_depend_on_the_number_of_replicas(replicas):
+    [[values]] = _results("replicas", replicas, ("draws", 2000))
+    trace = fisher_trace(
+        _network(),
+        _X[:_BATCH],
+        estimator="exact",
+        likelihood="categorical",
+        training=True,
+    )
+    expected = _ALPHA * trace / _BATCH
+    error = np.std(values) / np.sqrt(len(values))
+    deviation = (np.mean(values) - expected) / error
+    assert len(values) == 2000
+    assert abs(deviation) < 4, (
+        f"{replicas} replicas: {np.mean(values):.5f} ± {error:.5f}, "
+        f"expected {expected:.5f}"
+    )

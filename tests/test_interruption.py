@@ -1,0 +1,362 @@
+"""Runs killed at any moment end as runs that were never killed, to the bit.
+
+Each run is a process that `_supervise` kills, at moments from a seeded
+generator, and starts again with the same command until it has ended.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import pathlib
+import random
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from test_distribution import cluster
+
+from keras_fisher import FisherModel
+from keras_fisher import FisherPenalty
+from keras_fisher import event_files
+from keras_fisher.callbacks import BackupAndRestore
+from keras_fisher.callbacks import EarlyPhase
+from keras_fisher.callbacks import FisherTensorBoard
+
+_STEPS, _EPOCHS = 6, 6
+_BATCH = 8
+_X = np.random.default_rng(0).normal(size=(_BATCH * _STEPS, 6))
+_X = _X.astype("float32")
+_Y = np.argmax(_X[:, :3] + 0.5 * _X[:, 3:], axis=1)
+
+_PENALTIES = {
+    "every step": FisherPenalty(0.1),
+    "reused": FisherPenalty(0.1, every=4),
+    "fraction": FisherPenalty(0.1, fraction=0.5),
+    "difference": FisherPenalty(0.1, method="finite_difference"),
+}
+
+
+# What the processes run.
+
+
+def _model(penalty):
+    network = keras.Sequential(
+        [
+            keras.Input((6,)),
+            keras.layers.Dense(64),
+            keras.layers.BatchNormalization(),
+            keras.layers.ReLU(),
+            keras.layers.Dropout(0.3),
+            keras.layers.Dense(3),
+        ]
+    )
+    model = FisherModel(network, _PENALTIES[penalty], trace_every=3, seed=0)
+    model.compile(
+        keras.optimizers.Adam(0.01),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    return model
+
+
+def _batches(model, steps):
+    """Batches that are a function of the step, read as iteration begins."""
+
+    def examples():
+        first = int(model.optimizer.iterations)
+        for step in itertools.count(first) if steps is None else range(steps):
+            step = step if steps is None else first + step
+            order = np.random.default_rng(step // _STEPS).permutation(len(_X))
+            at = step % _STEPS * _BATCH
+            chosen = order[at : at + _BATCH]
+            yield _X[chosen], _Y[chosen]
+
+    return tf.data.Dataset.from_generator(
+        examples,
+        output_signature=(
+            tf.TensorSpec((_BATCH, 6), tf.float32),
+            tf.TensorSpec((_BATCH,), tf.int64),
+        ),
+    )
+
+
+class _Tell(keras.callbacks.Callback):
+    """Tells the test how far the run is."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        _tell("epoch", int(self.model.optimizer.iterations))
+
+    def on_train_batch_end(self, batch, logs=None):
+        _tell("step", int(self.model.optimizer.iterations))
+
+    def on_epoch_end(self, epoch, logs=None):
+        _tell("saving", int(self.model.optimizer.iterations))
+
+
+def _tell(*what):
+    print(*what, flush=True)
+
+
+def _latest(directory):
+    """The newest model that was written as a whole, and its epoch."""
+    for path in sorted(directory.glob("*.keras"), reverse=True):
+        try:
+            return keras.models.load_model(path), int(path.stem)
+        except Exception:  # torn files raise whatever meets their end
+            pass
+    return None, 0
+
+
+def train(directory, penalty, how):
+    """Trains, or goes on.
+
+    Args:
+        directory: Of the run.
+        penalty: One of `_PENALTIES`.
+        how: `"backup"`; `"short"` for backups within a pass over the data;
+            `"checkpoint"` for `ModelCheckpoint`.
+    """
+    tf.config.experimental.enable_op_determinism()
+    keras.utils.set_random_seed(0)
+    directory = pathlib.Path(directory)
+    directory.mkdir(exist_ok=True)
+    early = EarlyPhase("loss", 0.5, warn_above=None)
+    board = FisherTensorBoard(directory / "logs", early_phase=early)
+    model, epoch, steps = None, 0, _STEPS
+    if how == "checkpoint":
+        model, epoch = _latest(directory)
+        save = keras.callbacks.ModelCheckpoint(directory / "{epoch:03d}.keras")
+    else:
+        save = BackupAndRestore(directory / "backup", delete_checkpoint=False)
+    model = model or _model(penalty)
+    if how == "short":
+        steps = 2
+    history = model.fit(
+        _batches(model, None if how == "short" else steps),
+        epochs=_EPOCHS * _STEPS // steps,
+        initial_epoch=epoch,
+        steps_per_epoch=steps if how == "short" else None,
+        verbose=0,
+        callbacks=[board, _Tell(), save],
+    )
+    end = {
+        "weights": [w.ravel().tolist() for w in model.get_weights()],
+        "history": {
+            k: dict(zip(history.epoch, v, strict=True))
+            for k, v in history.history.items()
+        },
+    }
+    _tell("end", json.dumps(end))
+
+
+def main():
+    if "TF_CONFIG" not in os.environ:
+        return train(*sys.argv[1:])
+    with tf.distribute.MultiWorkerMirroredStrategy().scope():
+        return train(*sys.argv[1:])
+
+
+# The supervisor.
+
+_PROCESS = """
+import sys
+sys.path.insert(0, {tests!r})
+import test_interruption
+test_interruption.main()
+"""
+
+
+class _Process:
+    def __init__(self, directory, *arguments, config=None):
+        code = _PROCESS.format(tests=str(pathlib.Path(__file__).parent))
+        self._errors = open(f"{directory}-errors", "w+")  # noqa: SIM115
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", code, str(directory), *arguments],
+            env=os.environ | ({"TF_CONFIG": config} if config else {}),
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+        )
+        self.first = self.saved = None
+        self.last = ""
+
+    def line(self):
+        """Reads what the process tells next; empty at its end."""
+        line = self._process.stdout.readline()
+        what, _, rest = line.partition(" ")
+        if self.first is None and what == "epoch":
+            self.first = int(rest)
+        if what == "step" and self.last.startswith("saving"):
+            self.saved = int(self.last.split()[1])
+        self.last = line or self.last
+        return line
+
+    def until(self, what, count):
+        """Reads on to the line that is the `count`-th to begin with `what`."""
+        while count and (line := self.line()):
+            count -= line.startswith(what)
+
+    def kill(self):
+        self._process.kill()
+
+    def end(self, timeout=None):
+        """Waits; returns the exit code."""
+        if timeout is None:
+            while self.line():
+                pass
+        code = self._process.wait(timeout)
+        self._process.stdout.close()
+        return code
+
+    def errors(self):
+        self._errors.seek(0)
+        return self._errors.read()[-3000:]
+
+
+def _kill_at_a_moment(process, kind, random_numbers):
+    """Kills a process at a random moment; says which."""
+    if kind == "time":
+        pause = random_numbers.uniform(0.0, 12.0)
+        time.sleep(pause)
+        moment = f"{pause:.2f} s after the start"
+    else:
+        most = {"step": 2 * _STEPS, "saving": 3}[kind]
+        count = random_numbers.randint(1, most)
+        pause = random_numbers.uniform(0.0, 0.06)
+        process.until(kind, count)
+        time.sleep(pause)
+        moment = f"{1000 * pause:.0f} ms after {kind} {count}"
+    process.kill()
+    return moment
+
+
+def _supervise(directory, penalty, how, kinds=(), seed=0):
+    """Runs to the end, killed once at a moment of each of some kinds.
+
+    Returns:
+        What the run has told at its end.
+    """
+    random_numbers = random.Random(seed)
+    saved = 0
+    for kind in [*kinds, None]:
+        process = _Process(directory, penalty, how)
+        if kind is not None:
+            moment = _kill_at_a_moment(process, kind, random_numbers)
+        code = process.end()
+        if process.first is not None:
+            assert process.first >= saved, (
+                f"began at step {process.first} with a backup of {saved}"
+            )
+        saved = process.saved or saved
+        if kind is not None:
+            print(f"{how}, {penalty}: killed {moment}, at {process.last[:12]}")
+        if code == 0:
+            return json.loads(process.last.removeprefix("end "))
+        assert kind is not None, process.errors()
+    raise AssertionError("the last process was not killed, and has not ended")
+
+
+def _points(directory, name):
+    # Where nothing was backed up before the kill, the run has begun anew.
+    *_, logs = [
+        directory / "logs",
+        *sorted((directory / "logs").glob("run_*")),
+    ]
+    return sorted(p[:3] for p in event_files.scalars(str(logs / name)))
+
+
+def _assert_same_run(directory, end, whole_directory, whole):
+    assert end["weights"] == whole["weights"]
+    for name, values in end["history"].items():
+        for epoch, value in values.items():
+            expected = whole["history"][name][epoch]
+            assert value == expected or value != value != expected, (
+                f"{name} of epoch {epoch}: {value}, not {expected}"
+            )
+    for name in ("train", "hparams"):
+        expected = _points(whole_directory, name)
+        assert len(expected) > 0
+        assert _points(directory, name) == expected, name
+
+
+_WHOLE = {}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Function that gives the directory and the end of a run never killed."""
+
+    def run(*case):
+        if case not in _WHOLE:
+            directory = tmp_path_factory.mktemp("whole") / "run"
+            _WHOLE[case] = directory, _supervise(directory, *case)
+        return _WHOLE[case]
+
+    return run
+
+
+_CASES = [
+    pytest.param(
+        penalty,
+        how,
+        kinds,
+        id=f"{how}-{penalty}-{'+'.join(kinds)}",
+        marks=pytest.mark.slow if len(kinds) > 1 else (),
+    )
+    for how, penalty, kinds in [
+        ("backup", "reused", ("saving",)),
+        *itertools.product(
+            ("backup", "short", "checkpoint"),
+            _PENALTIES,
+            (("saving", "step"), ("step", "time")),
+        ),
+    ]
+]
+
+
+@pytest.mark.parametrize("penalty, how, kinds", _CASES)
+def test_a_killed_run_ends_as_one_never_killed(
+    penalty, how, kinds, whole, tmp_path
+):
+    seed = f"{penalty} {how} {kinds}"
+    end = _supervise(tmp_path / "run", penalty, how, kinds, seed)
+    _assert_same_run(tmp_path / "run", end, *whole(penalty, how))
+
+
+# Workers.
+
+
+def _supervise_workers(directory, kills, seed):
+    """The same for two workers, one of which is killed each time."""
+    random_numbers = random.Random(seed)
+    for number in range(kills + 1):
+        workers = [
+            _Process(directory, "reused", "backup", config=config)
+            for config in cluster(2)
+        ]
+        if number < kills:
+            victim = random_numbers.randrange(2)
+            kind = random_numbers.choice(["step", "saving"])
+            moment = _kill_at_a_moment(workers[victim], kind, random_numbers)
+            print(f"worker {victim} killed {moment}")
+        codes = [worker.end() for worker in workers]
+        if codes == [0, 0]:
+            return [json.loads(w.last.removeprefix("end ")) for w in workers]
+        assert number < kills, workers[0].errors()
+        assert 0 not in codes, f"one worker has ended alone: {codes}"
+    raise AssertionError("the last processes have not ended")
+
+
+@pytest.mark.slow
+def test_workers_go_on_together_after_one_was_killed(tmp_path):
+    expected, other = _supervise_workers(tmp_path / "whole", 0, 0)
+    assert expected["weights"] == other["weights"]
+    end, other = _supervise_workers(tmp_path / "run", 3, 0)
+    assert end["weights"] == other["weights"]
+    _assert_same_run(tmp_path / "run", end, tmp_path / "whole", expected)
