@@ -9,6 +9,7 @@ python examples/reproduce.py --directory=reproduction \
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import re
@@ -100,6 +101,17 @@ def update(page: pathlib.Path, output_dir: pathlib.Path) -> None:
     page.write_text(text, encoding="utf-8")
 
 
+def total(output_dir: pathlib.Path) -> str:
+    """How many runs there are, and how long they took together."""
+    found = [
+        json.loads(path.read_text(encoding="utf-8"))
+        for path in output_dir.glob("runs/*.json")
+    ]
+    seconds = [run["seconds"] for run in found if "seconds" in run]
+    hours = sum(seconds) / 3600
+    return f"{len(seconds)} runs, {hours:.1f} hours of training together."
+
+
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"Unknown arguments: {argv[1:]}. See --help.")
@@ -117,6 +129,7 @@ def main(argv: list[str]) -> None:
             sys.exit(f"{command[0]} failed; what is above says why.")
     if _PAGE.value:
         update(pathlib.Path(_PAGE.value), pathlib.Path(_DIRECTORY.value))
+    print(total(pathlib.Path(_DIRECTORY.value)))
     minutes = (time.perf_counter() - begin) / 60
     print(f"Took {minutes:.0f} minutes, without what had been done before.")
 

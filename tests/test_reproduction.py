@@ -33,18 +33,17 @@ def test_tables_are_as_written_by_the_scripts(path):
 @pytest.mark.parametrize("path", _TABLES, ids=lambda path: path.stem)
 def test_means_are_those_of_the_runs(path):
     runs = pd.read_csv(path.with_suffix(".csv"))
-    means = 100 * runs.groupby(["method", "strength", "learning_rate"])[
-        "test_accuracy"
-    ].agg(["mean", "sem"])
+    settings = ["method", "strength", "learning_rate", "batch_size", "start"]
+    means = 100 * runs.groupby(settings)["test_accuracy"].agg(["mean", "sem"])
     table = path.read_text(encoding="utf-8").partition("\n\n")[0]
     assert len(means) == len(table.splitlines()) - 2
     for mean, error in means.to_numpy():
         assert f"| {mean:.1f} ± {error:.1f} " in table, (mean, error)
-    assert runs.groupby(["method", "learning_rate"]).size().min() >= 5
+    assert runs.groupby(settings).size().min() >= 5
 
 
 def test_there_are_tables_and_every_figure_exists():
-    assert len(_TABLES) >= 2
+    assert {p.stem for p in _TABLES} == set(reproduce.names())
     text = _PAGE.read_text(encoding="utf-8")
     figures = re.findall(r"\]\((\S+\.png)\)", text)
     assert {pathlib.Path(f).stem for f in figures} == {p.stem for p in _TABLES}
@@ -62,6 +61,18 @@ def test_every_command_of_the_page_is_one_of_make_reproduce():
     }
     known = {(s, "--jit=true", *a) for s, *a in reproduce.COMMANDS}
     assert commands and commands <= known, commands - known
+
+
+def test_the_time_of_all_runs_is_added_up(tmp_path):
+    (tmp_path / "runs").mkdir()
+    for name, text in (
+        ("a", '{"seconds": 1800}'),
+        ("b", '{"seconds": 5400}'),
+        ("a-curvature", '{"hessian_trace": 1}'),
+    ):
+        (tmp_path / "runs" / f"{name}.json").write_text(text)
+    found = reproduce.total(tmp_path)
+    assert found == "2 runs, 2.0 hours of training together."
 
 
 def test_a_page_gets_tables_between_its_comments(tmp_path):
