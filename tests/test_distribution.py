@@ -25,6 +25,7 @@ from keras_fisher import GradientPenalty
 from keras_fisher import event_files
 from keras_fisher import fisher_trace
 from keras_fisher import likelihoods
+from keras_fisher.callbacks import BackupAndRestore
 from keras_fisher.callbacks import FisherTensorBoard
 from keras_fisher.layers import FisherRegularization
 
@@ -152,6 +153,18 @@ def draws(count):
     record = _Penalties()
     model.fit(x.repeat(count), verbose=0, callbacks=[record])
     return record.values
+
+
+def restore_apart(directory):
+    """What a backup says that one worker of two finds."""
+    index = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
+    if index == 0:
+        os.makedirs(f"{directory}/0/epoch-3")
+    backup = BackupAndRestore(f"{directory}/{index}")
+    backup.set_model(_compiled(FisherModel(_network()), 0.1))
+    with pytest.raises(ValueError) as error:
+        backup.on_train_begin()
+    return str(error.value)
 
 
 # The processes.
@@ -289,6 +302,14 @@ def test_two_workers_train_as_one_and_write_once(tmp_path):
             for directory in (one, two)
         )
         assert two == one, name
+
+
+@pytest.mark.slow
+def test_workers_with_backups_of_different_epochs_are_refused(tmp_path):
+    calls = ("restore_apart", str(tmp_path))
+    [first], [second] = _results("workers", 2, calls)
+    assert "a backup of 3 epochs" in first and "1.5 on average" in first
+    assert "a backup of 0 epochs" in second
 
 
 @pytest.mark.slow
