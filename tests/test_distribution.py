@@ -25,6 +25,7 @@ from keras_fisher import GradientPenalty
 from keras_fisher import event_files
 from keras_fisher import fisher_trace
 from keras_fisher import likelihoods
+from keras_fisher.callbacks import BackupAndRestore
 from keras_fisher.callbacks import FisherTensorBoard
 from keras_fisher.layers import FisherRegularization
 
@@ -73,7 +74,8 @@ def run(kind, name, parts=None, dtype="float64", logs=None):
     """Trains for 20 steps.
 
     Args:
-        kind: `"model"` or `"layer"`.
+        kind: `"model"`, `"layer"`, or `"loop"` for the layer without `fit`,
+            which Keras's own cannot do with several workers.
         name: One of `_PENALTIES`.
         parts: Number of micro-batches of the batch.
         dtype: What to compute in.
@@ -90,7 +92,7 @@ def run(kind, name, parts=None, dtype="float64", logs=None):
         penalty = cls(_ALPHA, micro_batch_size=size, **options)
         likelihood = _Determined(from_logits=True)
         network = _network()
-        if kind == "layer":
+        if kind != "model":
             layer = FisherRegularization(
                 network, penalty, likelihood=likelihood
             )
@@ -103,6 +105,9 @@ def run(kind, name, parts=None, dtype="float64", logs=None):
         _compiled(model, 0.2)
         data = tf.data.Dataset.from_tensor_slices((_X.astype(dtype), _Y))
         data = data.batch(_BATCH, drop_remainder=True)
+        if kind == "loop":
+            _loop(model, data)
+            return {"weights": _flat(network)}
         history = model.fit(
             data,
             validation_data=data if kind == "model" else None,
@@ -113,8 +118,23 @@ def run(kind, name, parts=None, dtype="float64", logs=None):
         )
     finally:
         keras.config.set_floatx("float32")
-    weights = np.concatenate([np.ravel(w) for w in network.get_weights()])
-    return {"weights": weights.tolist(), **history.history}
+    return {"weights": _flat(network), **history.history}
+
+
+def _flat(network):
+    return np.concatenate([np.ravel(w) for w in network.get_weights()]).tolist()
+
+
+def _loop(model, data):
+    strategy = model.distribute_strategy
+    model.optimizer.build(model.trainable_variables)
+
+    @tf.function
+    def step(batch):
+        strategy.run(model.train_step, args=(batch,))
+
+    for batch in strategy.experimental_distribute_dataset(data.repeat(2)):
+        step(batch)
 
 
 class _Penalties(keras.callbacks.Callback):
@@ -133,6 +153,18 @@ def draws(count):
     record = _Penalties()
     model.fit(x.repeat(count), verbose=0, callbacks=[record])
     return record.values
+
+
+def restore_apart(directory):
+    """What a backup says that one worker of two finds."""
+    index = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
+    if index == 0:
+        os.makedirs(f"{directory}/0/epoch-3")
+    backup = BackupAndRestore(f"{directory}/{index}")
+    backup.set_model(_compiled(FisherModel(_network()), 0.1))
+    with pytest.raises(ValueError) as error:
+        backup.on_train_begin()
+    return str(error.value)
 
 
 # The processes.
@@ -214,7 +246,7 @@ def _results(kind, number, *calls):
 
 def _assert_same(actual, expected, rtol, what):
     for key in ("fisher_trace", "fisher_penalty", "loss", "weights"):
-        if key in expected:
+        if key in actual:
             np.testing.assert_allclose(
                 actual[key],
                 expected[key],
@@ -225,28 +257,30 @@ def _assert_same(actual, expected, rtol, what):
 
 
 _FAST = [("model", "fisher reused"), ("layer", "fisher reused")]
-_ALL = [("model", name) for name in _PENALTIES] + [
-    ("layer", name) for name in _PENALTIES if name.startswith("fisher")
-]
+_WITHOUT_LABELS = [name for name in _PENALTIES if name.startswith("fisher")]
+_MODELS = [("model", name) for name in _PENALTIES]
+_LAYERS = [("layer", name) for name in _WITHOUT_LABELS]
+_LOOPS = [("loop", name) for name in _WITHOUT_LABELS]
 
 
 @pytest.mark.parametrize(
     "strategy, number, cases",
     [
         ("replicas", 4, _FAST),
-        pytest.param("replicas", 2, _ALL, marks=pytest.mark.slow),
-        pytest.param("replicas", 4, _ALL, marks=pytest.mark.slow),
-        pytest.param("workers", 2, _ALL[:6], marks=pytest.mark.slow),
+        pytest.param("replicas", 2, _MODELS + _LAYERS, marks=pytest.mark.slow),
+        pytest.param("replicas", 4, _MODELS + _LAYERS, marks=pytest.mark.slow),
+        pytest.param("workers", 2, _MODELS + _LOOPS, marks=pytest.mark.slow),
     ],
 )
 def test_parts_of_the_batch_train_as_micro_batches_do(strategy, number, cases):
     calls = [("run", *case) for case in cases]
     for results in _results(strategy, number, *calls):
-        for case, actual in zip(cases, results, strict=True):
+        for (kind, name), actual in zip(cases, results, strict=True):
             # A difference of gradients loses half of the digits.
-            rtol = 1e-6 if "difference" in case[1] else 1e-10
-            what = f"{case} on {number} {strategy}"
-            _assert_same(actual, run(*case, number), rtol, what)
+            rtol = 1e-6 if "difference" in name else 1e-10
+            expected = run(kind.replace("loop", "layer"), name, number)
+            what = f"{kind}, {name} on {number} {strategy}"
+            _assert_same(actual, expected, rtol, what)
 
 
 def test_two_workers_train_as_one_and_write_once(tmp_path):
@@ -268,6 +302,14 @@ def test_two_workers_train_as_one_and_write_once(tmp_path):
             for directory in (one, two)
         )
         assert two == one, name
+
+
+@pytest.mark.slow
+def test_workers_with_backups_of_different_epochs_are_refused(tmp_path):
+    calls = ("restore_apart", str(tmp_path))
+    [first], [second] = _results("workers", 2, calls)
+    assert "a backup of 3 epochs" in first and "1.5 on average" in first
+    assert "a backup of 0 epochs" in second
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 
 import keras
 import tensorflow as tf
@@ -67,6 +68,9 @@ class BackupAndRestore(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         if not workers.writes(self.model.distribute_strategy):
+            # Saving may need all workers: to read a variable, say.
+            with tempfile.TemporaryDirectory() as unused:
+                self._keras(unused).on_epoch_end(epoch)
             return
         old = self._epochs()
         self._keras(self._aside).on_epoch_end(epoch)
