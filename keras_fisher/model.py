@@ -173,6 +173,7 @@ class FisherModel(keras.Model):
         self._active = threading.local()
         self._last_call = None
         self._next_step = None  # not known before an epoch begins
+        self._last_step = -1  # that measurements were told of
         if self._observes:
             self.seed_generator = keras.random.SeedGenerator(seed)
             self.state = FisherState(
@@ -392,6 +393,7 @@ class FisherModel(keras.Model):
         self._memorization.reset_state()
         # An epoch begins: what was loaded before may have another step.
         self._next_step = None
+        self._last_step = -1
 
     def _remember(self, step: _Step) -> None:
         if step.traces is not None:
@@ -580,7 +582,10 @@ class FisherModel(keras.Model):
             return _NOTHING_MEASURED
         values = {k: np.asarray(v) for k, v in call.tensors.items()}
         self._next_step = int(values["step"][-1]) + 1
-        kept = values.pop("measured")
+        # Of the batches whose gradients one step accumulates, the first.
+        is_new = np.diff(values["step"], prepend=self._last_step) > 0
+        self._last_step = int(values["step"][-1])
+        kept = values.pop("measured") & is_new
         return Measurements(**{k: v[kept] for k, v in values.items()})
 
 

@@ -867,3 +867,23 @@ def test_public_names():
         "InputGradientPenalty",
     ):
         assert getattr(keras_fisher, name).__doc__
+
+
+@pytest.mark.parametrize("steps_per_execution", [1, 4])
+def test_a_step_that_accumulates_gradients_is_measured_once(
+    steps_per_execution,
+):
+    seen = []
+
+    class Steps(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            seen.extend(self.model.measurements.step.tolist())
+
+    model = FisherModel(_network(), 0.1, trace_every=1)
+    _compile(
+        model,
+        optimizer=keras.optimizers.SGD(0.1, gradient_accumulation_steps=2),
+        steps_per_execution=steps_per_execution,
+    )
+    _fit(model, epochs=1, callbacks=[Steps()])
+    assert seen == [0, 1, 2, 3]  # of seven batches
