@@ -412,9 +412,10 @@ class FisherModel(keras.Model):
     # Building and checking.
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        # Keras's own, but for several workers, where it fails.
+        # Keras's own adds up the parts of replicas, where it needs shapes: it
+        # fails for parts of unequal sizes, and with several workers.
         strategy = self.distribute_strategy
-        if iterator is not None and workers.are_several(strategy):
+        if iterator is not None and strategy.num_replicas_in_sync > 1:
             iterator, data_batch = None, workers.first_batch(strategy, iterator)
         super()._maybe_symbolic_build(iterator, data_batch)
 

@@ -155,6 +155,54 @@ def draws(count):
     return record.values
 
 
+def uneven(count):
+    """One step on a batch of which replicas get parts of unequal sizes."""
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    try:
+        network = _network()
+        likelihood = _Determined(from_logits=True)
+        model = FisherModel(network, _ALPHA, likelihood=likelihood)
+        _compiled(model, 0.2)
+        data = tf.data.Dataset.from_tensors((_X[:count], _Y[:count]))
+        logs = model.fit(data, verbose=0).history
+    finally:
+        keras.config.set_floatx("float32")
+    sizes = model.measurements.batch_size.tolist()
+    return {"weights": _flat(network), "sizes": sizes, **logs}
+
+
+def _uneven_by_hand(count, replicas):
+    """The same from its parts, as the design has it."""
+    keras.config.set_dtype_policy("float64")
+    network = _network()
+    largest = -(-count // replicas)
+    penalty = FisherPenalty(_ALPHA)
+    trace = value = loss = 0.0
+    with tf.GradientTape() as tape:
+        for begin in range(0, count, largest):
+            x = tf.constant(_X[begin : min(begin + largest, count)])
+            y = _Y[begin : begin + len(x)]
+            forward = penalty.forward(network, x)
+            term = penalty(forward, _Determined(from_logits=True))
+            trace += len(x) / count * float(tf.reduce_sum(term.traces))
+            # term.value is α T / b; its share of α Tr(F) / B is α b T / B².
+            value += term.value * (len(x) / count) ** 2
+            losses = keras.losses.sparse_categorical_crossentropy(
+                y, forward.outputs, from_logits=True
+            )
+            loss += tf.reduce_mean(losses) / replicas
+        total = loss + value
+    gradients = tape.gradient(total, network.trainable_variables)
+    for variable, gradient in zip(network.trainable_variables, gradients):
+        variable.assign_sub(0.2 * gradient)
+    return {
+        "weights": _flat(network),
+        "fisher_trace": [trace],
+        "fisher_penalty": [float(value)],
+    }
+
+
 def restore_apart(directory):
     """What a backup says that one worker of two finds."""
     index = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
@@ -281,6 +329,18 @@ def test_parts_of_the_batch_train_as_micro_batches_do(strategy, number, cases):
             expected = run(kind.replace("loop", "layer"), name, number)
             what = f"{kind}, {name} on {number} {strategy}"
             _assert_same(actual, expected, rtol, what)
+
+
+def test_replicas_count_by_their_examples():
+    [[seven]] = _results("replicas", 4, ("uneven", 7))
+    assert seven["sizes"] == [7]
+    # Parts of two examples, and of one.
+    expected = _uneven_by_hand(7, 4)
+    np.testing.assert_allclose(
+        seven["weights"], expected["weights"], rtol=0, atol=1e-10
+    )
+    # Logs are kept in single precision.
+    _assert_same(seven, expected, 1e-7, "7 examples on 4")
 
 
 def test_two_workers_train_as_one_and_write_once(tmp_path):
