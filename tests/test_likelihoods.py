@@ -1182,8 +1182,6 @@ def _own_loss(y_true, y_pred):
         (object(), "object object at"),
         (None, "None"),
         (3, "3"),
-        (["mse", "binary_crossentropy"], "['mse', 'binary_crossentropy']"),
-        ({"a": "mse", "b": "mse"}, "{'a': 'mse', 'b': 'mse'}"),
         ([], "[]"),
         ({}, "{}"),
         ({"head": "hinge"}, "hinge"),
