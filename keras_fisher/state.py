@@ -45,16 +45,18 @@ class FisherState(keras.layers.Layer):
     def _variable(
         self, name, shape, dtype, initializer, aggregation="mean"
     ) -> keras.Variable:
-        return keras.Variable(
-            initializer,
-            shape=shape,
-            dtype=dtype,
-            trainable=False,
-            # Of the replicas' values; each has measured its part.
-            aggregation=aggregation,
-            synchronization=self._synchronization,
-            name=name,
-        )
+        # `add_weight` does not take the synchronization.
+        with keras.name_scope(self.name):
+            return keras.Variable(
+                initializer,
+                shape=shape,
+                dtype=dtype,
+                trainable=False,
+                # Of the replicas' values; each has measured its part.
+                aggregation=aggregation,
+                synchronization=self._synchronization,
+                name=name,
+            )
 
     def carry(
         self,

@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing import event_accumulator
 from test_distribution import cluster
 
 import keras_fisher
+from keras_fisher import event_files
 
 _ROOT = pathlib.Path(__file__).parent.parent
 
@@ -125,20 +126,20 @@ def test_what_replicas_cannot_do_is_refused(flag, data_dir):
     assert "Epoch" not in result.stdout
 
 
-@pytest.mark.slow
-def test_train_by_replicas_is_training_by_one(data_dir):
-    flags = ["--model=mlp", "--dataset=digits", "--epochs=1"]
-    alone = _run("train.py", *flags, data_dir=data_dir)
-    replicas = _run(
+def test_train_by_replicas_learns(data_dir):
+    result = _run(
         "train.py",
-        *flags,
+        "--model=mlp",
+        "--dataset=digits",
+        "--penalty=fisher",
+        "--epochs=3",
         "--strategy=mirrored",
         "--cpu_devices=2",
         data_dir=data_dir,
     )
-    assert replicas.returncode == 0, replicas.stderr
-    # Without a penalty, only the sampled labels differ.
-    assert _test_accuracy(replicas.stdout) == _test_accuracy(alone.stdout)
+    assert result.returncode == 0, result.stderr
+    accuracy = _test_accuracy(result.stdout)
+    assert accuracy > 50, f"{accuracy} %, where guessing gives 10 %"
 
 
 @pytest.mark.slow
@@ -169,9 +170,8 @@ def test_train_by_two_workers(data_dir, tmp_path):
         assert worker.returncode == 0, output[-3000:]
     first, second = map(_test_accuracy, outputs)
     assert first == second
-    events = event_accumulator.EventAccumulator(str(tmp_path / "train"))
-    events.Reload()
-    steps = [e.step for e in events.Tensors("fisher/trace")]
+    points = event_files.scalars(str(tmp_path / "train"))
+    steps = [p.step for p in points if p.tag == "fisher/trace"]
     assert steps == list(range(11))
 
 
