@@ -60,6 +60,8 @@ def _try(check, cases, few, many, record_property, is_long):
     def run(case):
         nonlocal count
         count += 1
+        if count % 20 == 0:
+            keras.utils.clear_session()  # and collect what is not freed
         if not is_long and hasattr(case, "mode"):
             case = case._replace(mode="eager")  # nothing to compile
         check(case)
