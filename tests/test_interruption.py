@@ -47,16 +47,14 @@ _PENALTIES = {
 
 
 def _model(penalty):
-    network = keras.Sequential(
-        [
-            keras.Input((6,)),
-            keras.layers.Dense(64),
-            keras.layers.BatchNormalization(),
-            keras.layers.ReLU(),
-            keras.layers.Dropout(0.3),
-            keras.layers.Dense(3),
-        ]
-    )
+    # Functional: Keras gives the variables of a Sequential other paths, by
+    # which the curves of layers are named, when it is loaded from a file.
+    inputs = x = keras.Input((6,))
+    x = keras.layers.Dense(64)(x)
+    x = keras.layers.BatchNormalization()(x)
+    x = keras.layers.ReLU()(x)
+    x = keras.layers.Dropout(0.3)(x)
+    network = keras.Model(inputs, keras.layers.Dense(3)(x))
     model = FisherModel(network, _PENALTIES[penalty], trace_every=3, seed=0)
     model.compile(
         keras.optimizers.Adam(0.01),
