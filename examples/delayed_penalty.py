@@ -45,10 +45,7 @@ def draw(frame: pd.DataFrame):
         ax=left,
     )
     left.set(xlabel="", ylabel="final test accuracy (%)")
-    left.set_xticks(left.get_xticks())
-    left.set_xticklabels(
-        left.get_xticklabels(), rotation=30, ha="right", rotation_mode="anchor"
-    )
+    report.slanted(left, 30)
     curves = sweep.histories(frame)
     curves["penalty"] = names(curves)
     seaborn.lineplot(

@@ -85,13 +85,7 @@ def draw(frame: pd.DataFrame):
             ax=axes,
             **shared,
         )
-        axes.set_xticks(axes.get_xticks())
-        axes.set_xticklabels(
-            axes.get_xticklabels(),
-            rotation=40,
-            ha="right",
-            rotation_mode="anchor",
-        )
+        report.slanted(axes, 40)
         axes.set_xlabel("")
     left.set_ylabel("final test accuracy (%)")
     report.logarithmic(right, "y")

@@ -105,6 +105,17 @@ def logarithmic(axes, which: str) -> None:
     axis.set_minor_locator(ticker.NullLocator())
 
 
+def slanted(axes, degrees: float) -> None:
+    """Turns the names at the x axis, each with its end at its tick."""
+    axes.set_xticks(axes.get_xticks())
+    axes.set_xticklabels(
+        axes.get_xticklabels(),
+        rotation=degrees,
+        ha="right",
+        rotation_mode="anchor",
+    )
+
+
 def axes(count: int):
     """A figure with two or more axes side by side.
 

@@ -304,6 +304,10 @@ class FisherModel(keras.Model):
         )
         return logs
 
+    def test_step(self, data):
+        logs = super().test_step(data)
+        return workers.with_axis(self.distribute_strategy, logs)
+
     def _choose(self, function, codes: list[int]):
         """Calls `function` with the plan for this step."""
         if len(codes) == 1:
@@ -403,11 +407,6 @@ class FisherModel(keras.Model):
             self.state.fisher_nonfinite.assign_add(
                 tf.cast(step.is_lost, self.state.dtype)
             )
-
-    def test_step(self, data):
-        return workers.with_axis(
-            self.distribute_strategy, super().test_step(data)
-        )
 
     # Building and checking.
 
@@ -711,26 +710,21 @@ class _Step:
         is_finite = gradients_lib.all_finite([self.value, *gradients])
         self.is_lost = ~is_finite
         if self._stores:
-            stored = owner.state.gradients(owner.model)
-            kept = gradients_lib.zero_unless(is_finite, gradients)
-            for variable, gradient in zip(stored, kept):
-                variable.assign(
-                    tf.zeros(variable.shape, variable.dtype)
-                    if gradient is None
-                    else gradient
-                )
+            self._store(gradients_lib.zero_unless(is_finite, gradients))
         if not _skips_steps(owner.optimizer):
             # A loss that is not finite itself is left to Keras.
             is_kept = is_finite | ~tf.math.is_finite(loss)
             gradients = gradients_lib.zero_unless(is_kept, gradients)
-            nan = tf.constant(float("nan"), loss.dtype)
-            if self._stores:
-                loss += tf.where(is_kept, tf.zeros_like(loss), nan)
-            else:
-                loss = tf.where(is_kept, loss, nan)
+            loss += tf.where(is_kept, tf.zeros_like(loss), float("nan"))
         if self._stores:
             return loss + self._carrying(gradients, replicas, loss.dtype)
         return gradients_lib.with_gradient(loss, self._variables, gradients)
+
+    def _store(self, gradients) -> None:
+        stored = self.owner.state.gradients(self.owner.model)
+        for variable, gradient in zip(stored, gradients):
+            nothing = tf.zeros(variable.shape, variable.dtype)
+            variable.assign(nothing if gradient is None else gradient)
 
     @property
     def _variables(self) -> list:

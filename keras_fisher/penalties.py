@@ -272,9 +272,7 @@ class Penalty:
         examples = tf.cast(forward.batch_size, squares.dtype) * tf.cast(
             batches, squares.dtype
         )
-        scale = self.alpha * self._per_trace(
-            tf.where(examples > 0, examples, tf.ones_like(examples))
-        )
+        scale = self.alpha * self._per_trace(tf.maximum(examples, 1))
         value = scale * self._total(forward, traces)
         if derivatives:
             scale /= part_size

@@ -3,6 +3,7 @@
 Under `tf.distribute.MultiWorkerMirroredStrategy` Keras 3 fails in two places,
 before and after a step: it takes the mean of the first batch over replicas,
 where it only needs shapes, and a mean of scalar logs over their first axis.
+The former also fails for replicas of one process with unequal parts.
 """
 
 from __future__ import annotations

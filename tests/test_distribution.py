@@ -7,6 +7,7 @@ strategy and with micro-batches in the place of replicas.
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import pathlib
@@ -331,6 +332,12 @@ def test_parts_of_the_batch_train_as_micro_batches_do(strategy, number, cases):
             expected = run(kind.replace("loop", "layer"), name, number)
             what = f"{kind}, {name} on {number} {strategy}"
             _assert_same(actual, expected, rtol, what)
+
+
+def test_keras_still_builds_where_it_is_overridden():
+    # A private name of Keras, which `FisherModel` depends on with replicas.
+    assert callable(keras.Model._maybe_symbolic_build)
+    assert "_maybe_symbolic_build" in inspect.getsource(keras.Model.fit)
 
 
 def test_replicas_count_by_their_examples():

@@ -171,17 +171,22 @@ test_interruption.main()
 """
 
 
+_NUMBERS = itertools.count()
+
+
 class _Process:
     def __init__(self, directory, *arguments, config=None):
         code = _PROCESS.format(tests=str(pathlib.Path(__file__).parent))
-        self._errors = open(f"{directory}-errors", "w+")  # noqa: SIM115
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", code, str(directory), *arguments],
-            env=os.environ | ({"TF_CONFIG": config} if config else {}),
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-        )
+        # A file of its own: workers have one directory.
+        self._errors = pathlib.Path(f"{directory}-errors-{next(_NUMBERS)}")
+        with self._errors.open("w") as errors:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", code, str(directory), *arguments],
+                env=os.environ | ({"TF_CONFIG": config} if config else {}),
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
         self.first = self.saved = None
         self.last = ""
 
@@ -214,8 +219,7 @@ class _Process:
         return code
 
     def errors(self):
-        self._errors.seek(0)
-        return self._errors.read()[-3000:]
+        return self._errors.read_text()[-3000:]
 
 
 def _kill_at_a_moment(process, kind, random_numbers):

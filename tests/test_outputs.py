@@ -225,16 +225,23 @@ def test_fit_takes_losses_by_name_and_order(structure, jit, tmp_path):
     assert again[0].history == again[1].history
 
 
+class _FixedLabels(FisherPenalty):
+    """The Fisher Penalty with labels that no seed changes."""
+
+    def labels(self, likelihood, outputs, y, seed):
+        return likelihood.sample(outputs, tf.constant([1, 2], tf.int64))
+
+
 def test_a_layer_penalizes_several_outputs_as_the_model_does():
     x, y = _data("list")
     network = _network("list", "float32")
     weights = network.get_weights()
     inputs = keras.Input((3,))
     layer = FisherRegularization(
-        network, GradientLike(0.1), likelihood=_PARTS, seed=0
+        network, _FixedLabels(0.1), likelihood=_PARTS, seed=0
     )
     stock = keras.Model(inputs, layer(inputs))
-    model = FisherModel(network, GradientLike(0.1), likelihood=_PARTS, seed=0)
+    model = FisherModel(network, _FixedLabels(0.1), likelihood=_PARTS, seed=0)
     found = []
     for each in (stock, model):
         network.set_weights(weights)
@@ -243,13 +250,6 @@ def test_a_layer_penalizes_several_outputs_as_the_model_does():
         found.append(network.get_weights())
     for one, other in zip(*found):
         np.testing.assert_allclose(one, other, atol=1e-6)
-
-
-class GradientLike(FisherPenalty):
-    """The Fisher Penalty with labels that no seed changes."""
-
-    def labels(self, likelihood, outputs, y, seed):
-        return likelihood.sample(outputs, tf.constant([1, 2], tf.int64))
 
 
 def test_one_loss_counts_for_all_outputs():
