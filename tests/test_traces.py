@@ -572,11 +572,19 @@ def test_bad_models_and_labels():
             estimator="empirical",
             likelihood="categorical",
         )
-    inputs = keras.Input((3,))
-    outputs = layers.Dense(3)(inputs)
-    two = keras.Model(inputs, [outputs, outputs])
+
+    class Two(keras.Model):
+        """How many outputs it has, no one knows before it is called."""
+
+        def __init__(self):
+            super().__init__()
+            self.dense = layers.Dense(3)
+
+        def call(self, x):
+            return [self.dense(x), self.dense(x)]
+
     with pytest.raises(ValueError, match="several outputs"):
-        keras_fisher.fisher_trace(two, x, likelihood="categorical")
+        keras_fisher.fisher_trace(Two(), x, likelihood="categorical")
     model.trainable = False
     with pytest.raises(ValueError, match="No variable of the model"):
         keras_fisher.fisher_trace(model, x, likelihood="categorical")
