@@ -98,7 +98,7 @@ def load_data(
         test = keras_fisher.datasets.normalize(test, name)
     size = info.splits["train"].num_examples
     train, test = map(_for_workers, (train, test))
-    train = train.cache()
+    train, test = _cached(train), _cached(test.batch(batch_size))
     shuffled = train.shuffle(min(size, 50_000), seed=seed)
     if augment:
         height = train.element_spec[0].shape[0]
@@ -111,9 +111,20 @@ def load_data(
             tf.data.AUTOTUNE
         ),
         examples=train.batch(batch_size).prefetch(tf.data.AUTOTUNE),
-        test=test.batch(batch_size).cache().prefetch(tf.data.AUTOTUNE),
+        test=test.prefetch(tf.data.AUTOTUNE),
         classes=classes,
     )
+
+
+def _cached(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Keeps a data set in memory, all of it from now on.
+
+    A reader that stops early, while the cache is being filled, now and then
+    leaves what it has read there as if it were all.
+    """
+    cached = dataset.cache()
+    cached.reduce(0, lambda count, *_: count + 1)
+    return cached
 
 
 def _for_workers(dataset: tf.data.Dataset) -> tf.data.Dataset:

@@ -212,6 +212,23 @@ def test_a_script_killed_and_shared_by_two_ends_with_all_runs(tmp_path):
     assert (tmp_path / "learning_rate_sweep.png").stat().st_size > 10_000
 
 
+def test_no_reader_fills_the_cache_and_stops_early():
+    read = []
+
+    def examples():
+        for i in range(20):
+            read.append(i)
+            yield i
+
+    spec = tf.TensorSpec((), tf.int64)
+    dataset = tf.data.Dataset.from_generator(examples, output_signature=spec)
+    cached = common._cached(dataset)
+    assert read == [*range(20)]
+    assert len([*cached.take(3)]) == 3
+    assert [*cached.as_numpy_iterator()] == [*range(20)]
+    assert len(read) == 20, "read again"
+
+
 @pytest.mark.parametrize(
     "method, strength",
     [("none", 0.0), ("FP", 0.1), ("SAM", 0.05), ("mixup", 0.4)],
