@@ -79,6 +79,11 @@ class Side:
     def _fit(self, steps: int, epochs: int) -> list[float]:
         # Made once, so that only the step takes time.
         data = tf.data.Dataset.from_tensors(self._batch).cache().repeat(steps)
+        # The tuner sleeps for 10, 20, 40 ... ms, and one epoch in five would
+        # wait for it to wake up.
+        options = tf.data.Options()
+        options.autotune.enabled = False
+        data = data.with_options(options)
         clock = _Clock()
         self._model.fit(data, epochs=epochs, verbose=0, callbacks=[clock])
         return clock.seconds

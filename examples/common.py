@@ -97,7 +97,7 @@ def load_data(
         train = keras_fisher.datasets.normalize(train, name)
         test = keras_fisher.datasets.normalize(test, name)
     size = info.splits["train"].num_examples
-    train, test = map(_for_workers, (train, test))
+    train, test = (part.with_options(_options()) for part in (train, test))
     train, test = _cached(train), _cached(test.batch(batch_size))
     shuffled = train.shuffle(min(size, 50_000), seed=seed)
     if augment:
@@ -127,13 +127,16 @@ def _cached(dataset: tf.data.Dataset) -> tf.data.Dataset:
     return cached
 
 
-def _for_workers(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """Has workers share batches, not files: there may be one file alone."""
+def _options() -> tf.data.Options:
     options = tf.data.Options()
+    # Workers share batches, not files: there may be one file alone.
     options.experimental_distribute.auto_shard_policy = (
         tf.data.experimental.AutoShardPolicy.DATA
     )
-    return dataset.with_options(options)
+    # An epoch that ends while the tuner sleeps often waits for it, up to as
+    # long as the epoch has taken.
+    options.autotune.enabled = False
+    return options
 
 
 def has_cluster() -> bool:

@@ -6,6 +6,22 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import pytest
+import tensorflow as tf
+
+_UNTUNED = tf.data.Options()
+_UNTUNED.autotune.enabled = False
+_iterate = tf.data.Dataset.__iter__
+
+
+@pytest.fixture(autouse=True)
+def _untuned_data(monkeypatch):
+    # An epoch that ends while TensorFlow's tuner sleeps often waits for it,
+    # up to as long as the epoch has taken.
+    monkeypatch.setattr(
+        tf.data.Dataset,
+        "__iter__",
+        lambda dataset: _iterate(dataset.with_options(_UNTUNED)),
+    )
 
 
 @pytest.fixture(autouse=True)
