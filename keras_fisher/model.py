@@ -418,6 +418,24 @@ class FisherModel(keras.Model):
             iterator, data_batch = None, workers.first_batch(strategy, iterator)
         super()._maybe_symbolic_build(iterator, data_batch)
 
+    def _build_before_tracing(self, iterator) -> None:
+        """Creates all variables, without which a step is traced once.
+
+        TensorFlow traces a function that creates variables a second time.
+        """
+        if not isinstance(iterator, tf.data.Iterator):
+            return
+        specs = keras.tree.map_structure(
+            lambda spec: None if isinstance(spec, tf.OptionalSpec) else spec,
+            iterator.element_spec,
+        )
+        _, y, _ = keras.utils.unpack_x_y_sample_weight(specs)
+        leaves = keras.tree.flatten(specs)
+        if y is not None and all(
+            leaf is None or isinstance(leaf, tf.TensorSpec) for leaf in leaves
+        ):
+            self._symbolic_build(data_batch=specs)
+
     def _build(self, data) -> None:
         """Creates what a step needs, before it starts."""
         x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
@@ -532,6 +550,7 @@ class FisherModel(keras.Model):
         def train_function(iterator):
             if self._next_step is None:
                 self._next_step = step_of(self)
+                self._build_before_tracing(iterator)
             if isinstance(
                 iterator, (tf.data.Iterator, tf.distribute.DistributedIterator)
             ):

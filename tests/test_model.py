@@ -337,6 +337,31 @@ def test_the_size_of_the_batch_is_measured():
     assert sizes == [8, 8, 2]
 
 
+class _CountingPenalty(FisherPenalty):
+    """Counts how often it is traced."""
+
+    def __init__(self):
+        super().__init__(0.1)
+        self.count = 0
+
+    def labels(self, *args, **kwargs):
+        self.count += 1
+        return super().labels(*args, **kwargs)
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_step_is_traced_once(jit, masked):
+    # TensorFlow would trace it twice if it created variables.
+    penalty = _CountingPenalty()
+    model = _compile(FisherModel(_network(), penalty), jit_compile=jit)
+    data = tf.data.Dataset.from_tensor_slices((_X, _Y))
+    if masked:
+        data = add_label_noise(data, 0.4, num_classes=3, seed=0)
+    model.fit(data.batch(10), epochs=2, verbose=0)
+    assert penalty.count == 1
+
+
 def test_train_step_can_be_called_in_a_loop_of_ones_own():
     model = _compile(FisherModel(_network(), FisherPenalty(0.1, every=2)))
     step = tf.function(model.train_step, autograph=False)
