@@ -44,10 +44,9 @@ _JIT = flags.DEFINE_enum(
 )
 _PER_EXECUTION = flags.DEFINE_integer(
     "steps_per_execution",
-    0,
-    "Steps in one call of the train function; if 0, those of an epoch, or 31 "
-    "if these are more.",
-    0,
+    1,
+    "Steps in one call of the train function, 1 by default in Keras.",
+    1,
 )
 _PEERS = flags.DEFINE_boolean("peers", True, "Whether to run PyTorch's sides.")
 _TORCH_ENV = flags.DEFINE_string(
@@ -66,7 +65,6 @@ _OUTPUT_DIR = flags.DEFINE_string(
 _TORCH = {"PyTorch": "plain", "PyTorch FP": "FP"}
 _TORCH_REQUIREMENTS = ("torch==2.13.0", "numpy")
 _PACKAGES = ("tensorflow", "keras", "numpy")
-_MOST_PER_EXECUTION = 31
 # Idle threads of one framework spin for a while, at the cost of the other.
 _PAUSE = 0.1
 
@@ -79,9 +77,6 @@ def uses_xla(network: str) -> bool:
 
 def workers(network: str, python: Path | None, saved: str):
     """Yields names and processes of all sides."""
-    per_execution = _PER_EXECUTION.value or min(
-        NETWORKS[network].steps, _MOST_PER_EXECUTION
-    )
     jit = "jit" if uses_xla(network) else "graph"
     names = _SIDES.value or list(sides.NAMES)
     for name in dict.fromkeys([sides.PLAIN, *names]):
@@ -93,7 +88,7 @@ def workers(network: str, python: Path | None, saved: str):
                 network,
                 name,
                 jit,
-                str(per_execution),
+                str(_PER_EXECUTION.value),
             ),
         )
     if python:
