@@ -301,7 +301,7 @@ class Penalty:
                     weights * loss_scale,
                 ),
             )
-            squares = gradients_lib.squared_norms(gradients, loss_scale)
+            squares = gradients_lib.squared_norms_alone(gradients, loss_scale)
             return tf.cast(tf.square(count), squares.dtype) * squares
 
         def differentiated_around(weights, count):

@@ -48,6 +48,62 @@ def test_repeated_rows_of_an_embedding_are_added_before_the_square():
     np.testing.assert_array_equal(gradients.squared_norms([g]), [2**2 + 1])
 
 
+def _product(rows: int, static=True, dtype="float64"):
+    """A function of x and δ, with the norm of xᵀδ and its gradient."""
+
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec([rows if static else None, size], dtype)
+            for size in (7, 6)
+        ]
+    )
+    def norm(x, above):
+        with tf.GradientTape() as tape:
+            tape.watch([x, above])
+            g = tf.matmul(x, above, transpose_a=True)
+            norms = gradients.squared_norms_alone([None, g, 2.0 * g], 4.0)
+            norm_of_g = norms[1]
+        return norms, tape.gradient(norm_of_g, [x, above])
+
+    return norm
+
+
+# Up to 4 rows the examples take fewer products than the 7x6 weights.
+@pytest.mark.parametrize("rows", [1, 4, 5])
+@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_norms_from_factors_are_those_of_the_products(rows, static, dtype):
+    random = np.random.default_rng(rows)
+    x, above = random.normal(size=[rows, 7]), random.normal(size=[rows, 6])
+    found, derivatives = _product(rows, static, dtype)(
+        tf.constant(x, dtype), tf.constant(above, dtype)
+    )
+    expected = np.sum((x.T @ above) ** 2) / 16
+    tolerance = {"float16": 1e-2, "float32": 1e-5, "float64": 1e-12}[dtype]
+    np.testing.assert_allclose(
+        found, [0, expected, 4 * expected], rtol=tolerance
+    )
+    for found, wanted in zip(
+        derivatives,
+        [above @ above.T @ x / 8, x @ x.T @ above / 8],
+    ):
+        np.testing.assert_allclose(
+            found, wanted, rtol=tolerance, atol=2 * tolerance
+        )
+
+
+@pytest.mark.parametrize("rows", [4, 5])
+def test_a_gradient_is_not_computed_where_its_factors_are_cheaper(rows):
+    graph = _product(rows).get_concrete_function().graph
+    shapes = [
+        operation.outputs[0].shape.as_list()
+        for operation in graph.get_operations()
+        if operation.type == "MatMul"
+    ]
+    # The second gradient is no product, so its own product is there once.
+    assert shapes.count([rows, rows]) == (2 if rows == 4 else 0), shapes
+
+
 @pytest.mark.parametrize("size", [1, 5, 6])
 @pytest.mark.parametrize("micro", [None, 1, 2, 4, 6, 9])
 @pytest.mark.parametrize("static", [False, True])
