@@ -15,11 +15,13 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from absl import app
 from absl import flags
+import data
 import keras
 import machine
 import numpy as np
 import pandas as pd
 import reports
+import tensorflow as tf
 
 import keras_fisher
 from keras_fisher import FisherPenalty
@@ -100,14 +102,16 @@ def curve(penalty: FisherPenalty | None, seed: int) -> pd.DataFrame:
     )
     clock = _Clock(test)
     # Full batches, so that nothing is compiled again.
-    full = len(train[0]) // _BATCH_SIZE * _BATCH_SIZE
-    x, y = (np.asarray(part)[:full] for part in train)
+    batches = (
+        tf.data.Dataset.from_tensor_slices(train)
+        .shuffle(len(train[0]), seed=seed)
+        .batch(_BATCH_SIZE, drop_remainder=True)
+    )
     model.fit(
-        x,
-        y,
-        batch_size=_BATCH_SIZE,
+        data.untuned(batches),
         epochs=_EPOCHS.value,
         callbacks=[clock],
+        shuffle=False,
         verbose=0,
     )
     return pd.DataFrame(

@@ -26,7 +26,8 @@ class Network:
         input_shape: Of one example.
         batch_size: Examples in a step.
         jit: Whether XLA makes it faster on CPUs.
-        steps: Steps in an epoch: about a quarter of a second.
+        steps: Steps in a turn, about half a second, or more if a side asks
+            for them.
         has_tokens: Whether inputs are tokens, not numbers.
     """
 
@@ -114,15 +115,15 @@ def transformer() -> keras.Model:
 
 NETWORKS = {
     "SimpleCNN 40x1": Network(
-        lambda: SimpleCNN((40, 1), 10), (40, 1), 128, True, 62
+        lambda: SimpleCNN((40, 1), 10), (40, 1), 128, True, 124
     ),
     "SimpleCNN 32x32x3": Network(
-        lambda: SimpleCNN((32, 32, 3), 10), (32, 32, 3), 128, False, 4
+        lambda: SimpleCNN((32, 32, 3), 10), (32, 32, 3), 128, False, 8
     ),
-    "VGG11 32x32x3": Network(vgg11, (32, 32, 3), 64, False, 1),
-    "ResNet-14 32x32x3": Network(resnet14, (32, 32, 3), 64, False, 3),
-    "MLP 784-512-512-512-10": Network(mlp, (784,), 256, True, 31),
-    "Transformer 64 tokens": Network(transformer, (64,), 32, True, 12, True),
+    "VGG11 32x32x3": Network(vgg11, (32, 32, 3), 64, False, 2),
+    "ResNet-14 32x32x3": Network(resnet14, (32, 32, 3), 64, False, 6),
+    "MLP 784-512-512-512-10": Network(mlp, (784,), 256, True, 62),
+    "Transformer 64 tokens": Network(transformer, (64,), 32, True, 24, True),
 }
 
 

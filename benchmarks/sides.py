@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from keras_fisher import FisherPenalty
 
 PLAIN = "keras.Model"
@@ -34,3 +36,9 @@ NAMES = tuple(_sides(batch_size=4))
 def arguments(name: str, batch_size: int) -> dict | None:
     """Arguments of `FisherModel` for a side; None for `keras.Model`."""
     return _sides(batch_size)[name]
+
+
+def period(name: str) -> int:
+    """Number of steps after which a side does the same again."""
+    found = re.search(r"every (\d+)", name)
+    return int(found[1]) if found else 1

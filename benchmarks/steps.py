@@ -101,9 +101,14 @@ def workers(network: str, python: Path | None, saved: str):
             )
 
 
+def steps_of(network: str, side: str) -> int:
+    """Steps in a turn, with each kind of step as often as in training."""
+    period = sides.period(side)
+    return -(-NETWORKS[network].steps // period) * period
+
+
 def measure(network: str, python: Path | None) -> tuple[pd.DataFrame, dict]:
     """A row for each side, and the versions of peers."""
-    steps = NETWORKS[network].steps
     found = {}
     with tempfile.TemporaryDirectory() as directory:
         saved = os.path.join(directory, "batch.npz")
@@ -114,14 +119,17 @@ def measure(network: str, python: Path | None) -> tuple[pd.DataFrame, dict]:
                 name: stack.enter_context(worker)
                 for name, worker in workers(network, python, saved)
             }
-            first = {n: w.ask("first") for n, w in running.items()}
+            steps = {name: steps_of(network, name) for name in running}
             for worker in running.values():
-                worker.ask(f"run {steps}")
+                worker.ask("peak")  # until all have started
+            first = {n: w.ask("first") for n, w in running.items()}
+            for name, worker in running.items():
+                worker.ask(f"run {steps[name]}")
             times = {name: [] for name in running}
             for k in range(_ROUNDS.value):
                 for name, worker in running.items():
                     time.sleep(_PAUSE)
-                    times[name].append(worker.ask(f"run {steps}"))
+                    times[name].append(worker.ask(f"run {steps[name]}"))
                 print(f"{network}: round {k + 1} of {_ROUNDS.value}")
             peaks = {n: w.ask("peak") for n, w in running.items()}
             operations = {
@@ -251,7 +259,7 @@ def draw(tables: dict[str, pd.DataFrame], path: Path) -> None:
         axes.plot(table.floor, positions, "k|", ms=11, mew=2)
         reports.label_bars(
             axes,
-            table.ratio_high,
+            np.fmax(table.ratio_high, table.floor),
             positions,
             table.ratio,
             "{:.2f}",

@@ -1,10 +1,10 @@
 """One side of `steps.py` in Keras, which runs this in a process of its own.
 
 Reads one command a line, and answers each with a line of JSON: `first`, the
-seconds of a `fit` of one step, the first; `run <steps>`, the seconds
-of a step in epochs of so many in `fit`, the median of some; `peak`, the most
-memory of this process before the model was made and until now, in MB;
-`operations`, multiplications of a step.
+seconds of a `fit` of one step, the first; `run <steps>`, the seconds of a step
+in an epoch of so many in `fit`; `peak`, the most memory of this process before
+the model was made and until now, in MB; `operations`, multiplications of a
+step.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import statistics
 import sys
 import time
 from typing import Any
@@ -20,6 +19,7 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import arithmetic
+import data
 import keras
 import machine
 import networks
@@ -28,21 +28,15 @@ import tensorflow as tf
 
 import keras_fisher
 
-_EPOCHS = 3
-
 
 class _Clock(keras.callbacks.Callback):
-    """Seconds of each epoch."""
-
-    def __init__(self):
-        super().__init__()
-        self.seconds = []
+    """Seconds of an epoch."""
 
     def on_epoch_begin(self, epoch, logs=None):
         self._begin = time.perf_counter()
 
     def on_epoch_end(self, epoch, logs=None):
-        self.seconds.append(time.perf_counter() - self._begin)
+        self.seconds = time.perf_counter() - self._begin
 
 
 class Side:
@@ -76,16 +70,12 @@ class Side:
         )
         return model
 
-    def _fit(self, steps: int, epochs: int) -> list[float]:
+    def _fit(self, steps: int) -> float:
         # Made once, so that only the step takes time.
-        data = tf.data.Dataset.from_tensors(self._batch).cache().repeat(steps)
-        # The tuner sleeps for 10, 20, 40 ... ms, and one epoch in five would
-        # wait for it to wake up.
-        options = tf.data.Options()
-        options.autotune.enabled = False
-        data = data.with_options(options)
+        batches = tf.data.Dataset.from_tensors(self._batch).cache()
+        batches = data.untuned(batches.repeat(steps))
         clock = _Clock()
-        self._model.fit(data, epochs=epochs, verbose=0, callbacks=[clock])
+        self._model.fit(batches, verbose=0, shuffle=False, callbacks=[clock])
         return clock.seconds
 
     def answer(self, command: str) -> Any:
@@ -93,11 +83,11 @@ class Side:
         verb, _, argument = command.partition(" ")
         if verb == "first":
             begin = time.perf_counter()
-            self._fit(1, epochs=1)
+            self._fit(1)
             return time.perf_counter() - begin
         if verb == "run":
             steps = int(argument)
-            return statistics.median(self._fit(steps, _EPOCHS)) / steps
+            return self._fit(steps) / steps
         if verb == "peak":
             return [self._before, machine.peak()]
         if verb == "operations":

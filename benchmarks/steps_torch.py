@@ -1,8 +1,8 @@
 """One side of `steps.py` in PyTorch, which runs this in its environment.
 
 Reads one command a line, and answers each with a line of JSON: `first`, the
-seconds to the end of the first step; `run <steps>`, the seconds of a step, the
-median of some; `peak`, the most memory of this process before the model was
+seconds to the end of the first step; `run <steps>`, the seconds of a step in
+so many; `peak`, the most memory of this process before the model was
 made and until now, in MB; `versions`. Networks for images train with the
 channels first or last, whichever is faster.
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import statistics
 import sys
 import time
 from typing import Any
@@ -24,7 +23,6 @@ from torch.nn import functional
 
 _VOCABULARY, _WIDTH = 1000, 64
 _ALPHA = 0.1
-_TURNS = 3  # as many as there are epochs in Keras's sides
 
 
 class Same(nn.Module):
@@ -263,8 +261,7 @@ class Side:
         if verb == "first":
             return self._first()
         if verb == "run":
-            turns = [self._run(int(argument)) for _ in range(_TURNS)]
-            return statistics.median(turns)
+            return self._run(int(argument))
         if verb == "peak":
             return [self._before, machine.peak()]
         if verb == "versions":
