@@ -21,6 +21,7 @@ _MODES = pytest.mark.parametrize(
     "mode", ["graph", pytest.param("xla", marks=pytest.mark.slow), "eager"]
 )
 _HUGE = 1e300  # finite, but not in float32
+_LARGE = 1e25  # finite in float32, but not its square
 
 
 def _network(classes=3, dtype="float32"):
@@ -67,16 +68,17 @@ def test_where_a_gradient_is_stored_the_step_takes_that_of_the_loss(mode):
     network = _network()
     weights = network.get_weights()
     x, y = _data()
-    found = []
+    found, losses = [], []
     for penalty in (FisherPenalty(_HUGE, every=2), None):
         network.set_weights(weights)
         model = FisherModel(network, penalty, trace_every=None)
         _compiled(model, mode)
         logs = model.fit(x, y, batch_size=2, shuffle=False, verbose=0).history
         found.append(network.get_weights())
+        losses.append(logs["loss"][0])
     for value, plain in zip(*found):
         np.testing.assert_allclose(value, plain, rtol=1e-6)
-    assert np.isfinite(logs["loss"]).all()
+    assert np.isnan(losses[0]) and np.isfinite(losses[1]), losses
 
 
 def test_terminate_on_nan_ends_the_training_with_the_old_weights():
@@ -114,6 +116,32 @@ def test_a_gradient_that_alone_is_not_finite_is_noticed():
         np.testing.assert_array_equal(value, old)
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "every"),
+    [
+        (lambda: keras.optimizers.SGD(0.1, global_clipnorm=1.0), 1),
+        (lambda: keras.optimizers.SGD(0.1, global_clipnorm=1.0), 2),
+        (lambda: keras.optimizers.Adam(0.1), 1),
+    ],
+    ids=["clipped", "stored", "adam"],
+)
+def test_a_gradient_that_overflows_when_squared_is_left_out(optimizer, every):
+    """Each of its entries is finite, but what optimizers make of it is not."""
+    network = _network()
+    before = network.get_weights()
+    penalty = GradientPenalty(_LARGE, every=every)
+    model = _compiled(FisherModel(network, penalty), "eager", optimizer())
+    logs = model.fit(*_data(), batch_size=4, verbose=0).history
+    assert logs["fisher_nonfinite"] == [2 // every]
+    assert np.isnan(logs["loss"]).all()
+    for value, old in zip(network.get_weights(), before):
+        distance = np.max(np.abs(value - old))
+        if every == 1:
+            assert distance == 0
+        else:
+            assert 0 < distance < 0.2, "the gradient of the loss, clipped"
+
+
 def test_a_finite_penalty_is_not_counted_and_the_loss_is_the_users():
     model = _compiled(FisherModel(_network(), 0.1))
     logs = model.fit(*_data(), batch_size=4, verbose=0).history
@@ -129,11 +157,20 @@ def test_the_count_is_saved(tmp_path):
     assert float(loaded.state.fisher_nonfinite) == 2
 
 
-def test_loss_scaling_skips_the_step_and_lowers_the_scale():
-    network = _network(dtype="mixed_float16")
+@pytest.mark.parametrize(
+    ("penalty", "dtype"),
+    [
+        (FisherPenalty(_HUGE), "mixed_float16"),
+        # With entries that are finite, also when they are scaled.
+        (GradientPenalty(_LARGE), "float32"),
+    ],
+    ids=["huge", "large"],
+)
+def test_loss_scaling_skips_the_step_and_lowers_the_scale(penalty, dtype):
+    network = _network(dtype=dtype)
     optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1))
     model = _compiled(
-        FisherModel(network, FisherPenalty(_HUGE), dtype="mixed_float16"),
+        FisherModel(network, penalty, dtype=dtype),
         optimizer=optimizer,
     )
     before = network.get_weights()
@@ -145,11 +182,13 @@ def test_loss_scaling_skips_the_step_and_lowers_the_scale():
         np.testing.assert_array_equal(value, old)
 
 
-@pytest.mark.parametrize("every", [1, 2])
-def test_the_layer_leaves_its_penalty_out_and_tells_by_the_loss(every):
+@pytest.mark.parametrize(
+    ("alpha", "every"), [(_HUGE, 1), (_HUGE, 2), (_LARGE, 1)]
+)
+def test_the_layer_leaves_its_penalty_out_and_tells_by_the_loss(alpha, every):
     network = _network()
     weights = network.get_weights()
-    layer = FisherRegularization(network, FisherPenalty(_HUGE, every=every))
+    layer = FisherRegularization(network, FisherPenalty(alpha, every=every))
     x = keras.Input((4,))
     found, losses = [], []
     for model in (keras.Model(x, layer(x)), network):
@@ -212,7 +251,7 @@ def test_an_empty_batch_has_no_penalty_and_no_trace(penalty):
 
     value, found = value_and_gradient(x)
     assert float(value) == 0
-    assert bool(gradients.all_finite(found)), found
+    assert bool(gradients.has_finite_norm(found)), found
     forward = penalty.forward(network, x)
     assert float(penalty(forward, likelihood, y).value) == 0
 
@@ -257,17 +296,22 @@ def test_labels_out_of_range_in_a_data_set_do_not_pass_unseen():
     ("tensors", "expected"),
     [
         ([[1.0, 2.0], None, [3.0]], True),
+        ([None], True),
         ([[1.0], [float("nan"), 1.0]], False),
         ([[float("inf")], [1.0]], False),
         ([[float("inf"), -float("inf")]], False),
+        ([[1e19], [1.0]], True),
+        ([[1e19], [1e19, 1e19, 1e19]], False),
     ],
 )
-def test_finite_tensors_are_told_from_others(tensors, expected):
+def test_gradients_of_finite_norm_are_told_from_others(tensors, expected):
     tensors = [None if t is None else tf.constant(t) for t in tensors]
-    assert bool(gradients.all_finite(tensors)) == expected
-    kept = gradients.zero_unless(gradients.all_finite(tensors), tensors)
-    for tensor, value in zip(tensors, kept):
-        if tensor is not None:
-            np.testing.assert_array_equal(
-                value, tensor if expected else tf.zeros_like(tensor)
-            )
+    is_finite = gradients.has_finite_norm(tensors)
+    assert bool(is_finite) == expected
+    for value in (0.0, float("nan")):
+        kept = gradients.replaced_unless(is_finite, tensors, value)
+        for tensor, found in zip(tensors, kept):
+            if tensor is not None:
+                np.testing.assert_array_equal(
+                    found, tensor if expected else tf.fill(tensor.shape, value)
+                )
