@@ -687,6 +687,9 @@ class _Step:
         owner, plan = self.owner, self.plan
         replicas = owner.distribute_strategy.num_replicas_in_sync
         scale = owner.optimizer.scale_loss(1.0)
+        if plan.penalize != _NOTHING and loss.shape.rank:
+            # Of an empty batch Keras takes no mean, where it knows its size.
+            loss = tf.reduce_sum(loss)
         if plan.penalize == _FRESH:
             loss = self._add_fresh(loss, y, replicas, scale)
         elif plan.penalize == _REUSED:

@@ -256,6 +256,41 @@ def test_an_empty_batch_has_no_penalty_and_no_trace(penalty):
     assert float(penalty(forward, likelihood, y).value) == 0
 
 
+@pytest.mark.parametrize("mode", ["graph", "eager"])
+def test_an_empty_batch_among_others_changes_nothing(mode):
+    """With plain SGD and labels that are not drawn."""
+    x, y = _data()
+
+    def batches(*sizes):
+        def examples():
+            begin = 0
+            for size in sizes:
+                yield x[begin : begin + size], y[begin : begin + size]
+                begin += size
+
+        return tf.data.Dataset.from_generator(
+            examples,
+            output_signature=(
+                tf.TensorSpec([None, 4], tf.float32),
+                tf.TensorSpec([None], tf.int64),
+            ),
+        )
+
+    network = _network()
+    weights = network.get_weights()
+    found, logs = [], []
+    for data in (batches(4, 0, 4), batches(4, 4)):
+        network.set_weights(weights)
+        penalty = GradientPenalty(0.3)
+        model = FisherModel(network, penalty, trace_every=None)
+        logs.append(_compiled(model, mode).fit(data, verbose=0).history)
+        found.append(network.get_weights())
+    for value, other in zip(*found):
+        np.testing.assert_allclose(value, other, rtol=1e-6)
+    for name, values in logs[1].items():
+        np.testing.assert_allclose(logs[0][name], values, err_msg=name)
+
+
 @pytest.mark.parametrize("classes", [1, 3])
 @pytest.mark.parametrize("count", [1, 3])
 def test_one_example_and_one_class_train(count, classes):
