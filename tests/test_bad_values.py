@@ -13,6 +13,7 @@ from keras_fisher import FisherModel
 from keras_fisher import FisherPenalty
 from keras_fisher import GradientPenalty
 from keras_fisher import InputGradientPenalty
+from keras_fisher import UniformLabelPenalty
 from keras_fisher import gradients
 from keras_fisher.layers import FisherRegularization
 
@@ -210,6 +211,72 @@ def test_bad_inputs_show_in_the_loss_and_the_count(bad):
     logs = model.fit(x, y, batch_size=8, verbose=0).history
     assert np.isnan(logs["loss"]).all()
     assert logs["fisher_nonfinite"] == [1]
+
+
+@pytest.mark.parametrize(
+    "bad", [np.nan, pytest.param(np.inf, marks=pytest.mark.slow)]
+)
+def test_bad_inputs_show_in_the_traces(bad):
+    network, (x, y) = _network(), _data()
+    _compiled(network)
+    x[1, 2] = bad
+    for estimator in ("monte_carlo", "exact", "batch"):
+        found = keras_fisher.fisher_trace(network, x, estimator=estimator)
+        assert np.isnan(found), (estimator, found)
+    assert np.isnan(keras_fisher.hessian_trace(network, x, y))
+    by_example = keras_fisher.fisher_trace(
+        network, x, estimator="exact", by="example"
+    )
+    # The others are what they are.
+    assert np.flatnonzero(~np.isfinite(by_example)).tolist() == [1]
+
+
+_OF_ALL_KINDS = [
+    FisherPenalty(0.3),
+    FisherPenalty(0.3, method="finite_difference"),
+    FisherPenalty(0.3, fraction=0.5, micro_batch_size=1),
+    GradientPenalty(0.3, every=2),
+    UniformLabelPenalty(0.3),
+    InputGradientPenalty(0.3),
+]
+_BAD = ["nan", "inf", "large inputs", "large weights", "large alpha", "huge"]
+
+
+@pytest.mark.parametrize(
+    ("bad", "index"),
+    [
+        pytest.param(
+            bad,
+            index,
+            # Each bad value with two penalties, the others if slow.
+            marks=() if (index - number) % 3 == 0 else pytest.mark.slow,
+        )
+        for number, bad in enumerate(_BAD)
+        for index in range(len(_OF_ALL_KINDS))
+    ],
+)
+def test_no_weights_are_lost_unseen(bad, index):
+    """Neither NaN nor infinite, unless the logs say so."""
+    network, (x, y) = _network(), _data()
+    config = _OF_ALL_KINDS[index].get_config()
+    if bad == "nan" or bad == "inf":
+        x[-1, 2] = float(bad)
+    elif bad == "large inputs":
+        x *= np.float32(1e30)
+    elif bad == "large weights":
+        for variable in network.trainable_variables:
+            variable.assign(1e15 * (1.0 + variable.value))
+    else:
+        config["alpha"] = _LARGE if bad == "large alpha" else _HUGE
+    penalty = type(_OF_ALL_KINDS[index]).from_config(config)
+    optimizer = keras.optimizers.SGD(0.1, global_clipnorm=1.0)
+    model = _compiled(FisherModel(network, penalty), "eager", optimizer)
+    logs = model.fit(x, y, batch_size=8, verbose=0).history
+    finite = all(np.isfinite(w).all() for w in network.get_weights())
+    said = np.isnan(logs["loss"]).all() and logs["fisher_nonfinite"] == [1]
+    assert finite or said, logs
+    if bad in ("nan", "inf", "huge"):
+        assert said, logs
 
 
 def test_exploding_logits_are_penalized_as_far_as_they_are_finite():
