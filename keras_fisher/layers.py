@@ -39,6 +39,11 @@ class FisherRegularization(keras.layers.Wrapper):
     sees it; its gradient is left out, and the weights get that of the loss
     alone.
 
+    The layer sees neither weights of examples, which are of the loss alone,
+    nor the optimizer: where that accumulates the gradients of N batches, each
+    of them is penalized by itself. Divide α by N to get `FisherModel`'s
+    penalty of all N together.
+
     With `every > 1`, steps are counted by calls in training mode; the reused
     gradient is with respect to the wrapped variables alone.
 
