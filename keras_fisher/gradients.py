@@ -146,20 +146,26 @@ def _norm_of_product(x: tf.Tensor, above: tf.Tensor):
     return tf.reduce_sum(of_x * of_above), backward
 
 
-def all_finite(tensors: Gradients) -> tf.Tensor:
-    """Whether no NaN and no infinity is in any of the tensors; None is none.
+def has_finite_norm(gradients: Gradients) -> tf.Tensor:
+    """Whether the squared norm of all gradients is finite; None is zero.
 
-    A sum that overflows counts as infinite.
+    It is not if there is a NaN or an infinity, nor if gradients are so large
+    that their squares overflow, of which optimizers make NaN
+    (`global_clipnorm`) or a variable that stands still for good (`Adam`).
     """
-    return tf.reduce_all(
-        [tf.math.is_finite(tf.reduce_sum(t)) for t in tensors if t is not None]
-    )
+    dtype = common_dtype(gradients)
+    halves = [
+        tf.nn.l2_loss(tf.cast(g, dtype)) for g in gradients if g is not None
+    ]
+    return tf.math.is_finite(2.0 * tf.add_n(halves)) if halves else True
 
 
-def zero_unless(condition: tf.Tensor, gradients: Gradients) -> Gradients:
-    """The gradients if the condition holds, else zeros; None stays."""
+def replaced_unless(
+    condition: tf.Tensor, gradients: Gradients, value: float = 0.0
+) -> Gradients:
+    """The gradients if the condition holds, else `value`; None stays."""
     return [
-        None if g is None else tf.where(condition, g, tf.zeros_like(g))
+        None if g is None else tf.where(condition, g, tf.cast(value, g.dtype))
         for g in gradients
     ]
 

@@ -34,9 +34,15 @@ class FisherRegularization(keras.layers.Wrapper):
     faster: it shares one more backward pass, and compiles steps with and
     without the penalty separately under XLA.
 
-    A penalty whose value or gradient is not finite makes the loss of the batch
-    NaN, so that `keras.callbacks.TerminateOnNaN` sees it; its gradient is left
-    out, and the weights get that of the loss alone.
+    A penalty whose value, or the squared norm of whose gradient, is not finite
+    makes the loss of the batch NaN, so that `keras.callbacks.TerminateOnNaN`
+    sees it; its gradient is left out, and the weights get that of the loss
+    alone.
+
+    The layer sees neither weights of examples, which are of the loss alone,
+    nor the optimizer: where that accumulates the gradients of N batches, each
+    of them is penalized by itself. Divide α by N to get `FisherModel`'s
+    penalty of all N together.
 
     With `every > 1`, steps are counted by calls in training mode; the reused
     gradient is with respect to the wrapped variables alone.
@@ -178,10 +184,11 @@ class FisherRegularization(keras.layers.Wrapper):
                 forward.targets,
                 unconnected_gradients=tf.UnconnectedGradients.ZERO,
             )
-        is_finite = gradients_lib.all_finite([term.value, *gradients])
-        gradients = gradients_lib.zero_unless(
-            is_finite, [tf.convert_to_tensor(g) for g in gradients]
-        )
+        gradients = [tf.convert_to_tensor(g) for g in gradients]
+        is_finite = tf.math.is_finite(
+            term.value
+        ) & gradients_lib.has_finite_norm(gradients)
+        gradients = gradients_lib.replaced_unless(is_finite, gradients)
         if term.traces is not None:
             self.state.fisher_trace.assign(tf.reduce_sum(term.traces))
         value = tf.cast(term.value, self.state.dtype)

@@ -87,14 +87,15 @@ class FisherModel(keras.Model):
     `fisher_trace` and, with a penalty, `fisher_penalty`. The loss and the
     metrics stay the user's own, without the penalty.
 
-    A penalty whose value or gradient is not finite does not reach the
-    weights: its gradient is left out, and with it that of the loss where both
-    are computed in one (unless a gradient is stored to be reused). The entry
-    `fisher_nonfinite` of the logs counts the batches where this happened, of
-    all replicas and as long as the model lives, and the loss of such a batch
-    becomes NaN, which ends the training if `keras.callbacks.TerminateOnNaN`
-    looks on. Under loss scaling (`mixed_float16`) the optimizer skips the
-    whole step and the loss stays what it is.
+    A penalty whose value, or the squared norm of whose gradient, is not finite
+    does not reach the weights: its gradient is left out, and with it that of
+    the loss where both are computed in one (unless a gradient is stored to be
+    reused). The entry `fisher_nonfinite` of the logs counts the batches where
+    this happened, of all replicas and as long as the model lives, and the loss
+    of such a batch becomes NaN, which ends the training if
+    `keras.callbacks.TerminateOnNaN` looks on. Under loss scaling
+    (`mixed_float16`) the optimizer skips the whole step and the loss stays
+    what it is.
 
     Targets may carry a noise mask, `{"label": ..., "is_noisy": ...,
     "true_label": ...}` as from `keras_fisher.datasets.add_label_noise`; the
@@ -686,6 +687,9 @@ class _Step:
         owner, plan = self.owner, self.plan
         replicas = owner.distribute_strategy.num_replicas_in_sync
         scale = owner.optimizer.scale_loss(1.0)
+        if plan.penalize != _NOTHING and loss.shape.rank:
+            # Of an empty batch Keras takes no mean, where it knows its size.
+            loss = tf.reduce_sum(loss)
         if plan.penalize == _FRESH:
             loss = self._add_fresh(loss, y, replicas, scale)
         elif plan.penalize == _REUSED:
@@ -726,14 +730,20 @@ class _Step:
                 self._tape.gradient(wanted, self._variables)
             )
         ]
-        is_finite = gradients_lib.all_finite([self.value, *gradients])
+        is_finite = tf.math.is_finite(
+            self.value
+        ) & gradients_lib.has_finite_norm(gradients)
         self.is_lost = ~is_finite
         if self._stores:
-            self._store(gradients_lib.zero_unless(is_finite, gradients))
-        if not _skips_steps(owner.optimizer):
+            self._store(gradients_lib.replaced_unless(is_finite, gradients))
+        if _skips_steps(owner.optimizer):
+            gradients = gradients_lib.replaced_unless(
+                is_finite, gradients, float("nan")
+            )
+        else:
             # A loss that is not finite itself is left to Keras.
             is_kept = is_finite | ~tf.math.is_finite(loss)
-            gradients = gradients_lib.zero_unless(is_kept, gradients)
+            gradients = gradients_lib.replaced_unless(is_kept, gradients)
             loss += tf.where(is_kept, tf.zeros_like(loss), float("nan"))
         if self._stores:
             return loss + self._carrying(gradients, replicas, loss.dtype)
@@ -798,7 +808,7 @@ def _number_of_examples(data) -> tf.Tensor:
 
 
 def _skips_steps(optimizer) -> bool:
-    """Whether an optimizer leaves out gradients that are not finite."""
+    """Whether an optimizer skips steps with gradients that are not finite."""
     return isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
 
 

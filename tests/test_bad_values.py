@@ -13,6 +13,7 @@ from keras_fisher import FisherModel
 from keras_fisher import FisherPenalty
 from keras_fisher import GradientPenalty
 from keras_fisher import InputGradientPenalty
+from keras_fisher import UniformLabelPenalty
 from keras_fisher import gradients
 from keras_fisher.layers import FisherRegularization
 
@@ -21,6 +22,7 @@ _MODES = pytest.mark.parametrize(
     "mode", ["graph", pytest.param("xla", marks=pytest.mark.slow), "eager"]
 )
 _HUGE = 1e300  # finite, but not in float32
+_LARGE = 1e25  # finite in float32, but not its square
 
 
 def _network(classes=3, dtype="float32"):
@@ -67,16 +69,17 @@ def test_where_a_gradient_is_stored_the_step_takes_that_of_the_loss(mode):
     network = _network()
     weights = network.get_weights()
     x, y = _data()
-    found = []
+    found, losses = [], []
     for penalty in (FisherPenalty(_HUGE, every=2), None):
         network.set_weights(weights)
         model = FisherModel(network, penalty, trace_every=None)
         _compiled(model, mode)
         logs = model.fit(x, y, batch_size=2, shuffle=False, verbose=0).history
         found.append(network.get_weights())
+        losses.append(logs["loss"][0])
     for value, plain in zip(*found):
         np.testing.assert_allclose(value, plain, rtol=1e-6)
-    assert np.isfinite(logs["loss"]).all()
+    assert np.isnan(losses[0]) and np.isfinite(losses[1]), losses
 
 
 def test_terminate_on_nan_ends_the_training_with_the_old_weights():
@@ -114,6 +117,32 @@ def test_a_gradient_that_alone_is_not_finite_is_noticed():
         np.testing.assert_array_equal(value, old)
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "every"),
+    [
+        (lambda: keras.optimizers.SGD(0.1, global_clipnorm=1.0), 1),
+        (lambda: keras.optimizers.SGD(0.1, global_clipnorm=1.0), 2),
+        (lambda: keras.optimizers.Adam(0.1), 1),
+    ],
+    ids=["clipped", "stored", "adam"],
+)
+def test_a_gradient_that_overflows_when_squared_is_left_out(optimizer, every):
+    """Each of its entries is finite, but what optimizers make of it is not."""
+    network = _network()
+    before = network.get_weights()
+    penalty = GradientPenalty(_LARGE, every=every)
+    model = _compiled(FisherModel(network, penalty), "eager", optimizer())
+    logs = model.fit(*_data(), batch_size=4, verbose=0).history
+    assert logs["fisher_nonfinite"] == [2 // every]
+    assert np.isnan(logs["loss"]).all()
+    for value, old in zip(network.get_weights(), before):
+        distance = np.max(np.abs(value - old))
+        if every == 1:
+            assert distance == 0
+        else:
+            assert 0 < distance < 0.2, "the gradient of the loss, clipped"
+
+
 def test_a_finite_penalty_is_not_counted_and_the_loss_is_the_users():
     model = _compiled(FisherModel(_network(), 0.1))
     logs = model.fit(*_data(), batch_size=4, verbose=0).history
@@ -129,11 +158,20 @@ def test_the_count_is_saved(tmp_path):
     assert float(loaded.state.fisher_nonfinite) == 2
 
 
-def test_loss_scaling_skips_the_step_and_lowers_the_scale():
-    network = _network(dtype="mixed_float16")
+@pytest.mark.parametrize(
+    ("penalty", "dtype"),
+    [
+        (FisherPenalty(_HUGE), "mixed_float16"),
+        # With entries that are finite, also when they are scaled.
+        (GradientPenalty(_LARGE), "float32"),
+    ],
+    ids=["huge", "large"],
+)
+def test_loss_scaling_skips_the_step_and_lowers_the_scale(penalty, dtype):
+    network = _network(dtype=dtype)
     optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1))
     model = _compiled(
-        FisherModel(network, FisherPenalty(_HUGE), dtype="mixed_float16"),
+        FisherModel(network, penalty, dtype=dtype),
         optimizer=optimizer,
     )
     before = network.get_weights()
@@ -145,11 +183,13 @@ def test_loss_scaling_skips_the_step_and_lowers_the_scale():
         np.testing.assert_array_equal(value, old)
 
 
-@pytest.mark.parametrize("every", [1, 2])
-def test_the_layer_leaves_its_penalty_out_and_tells_by_the_loss(every):
+@pytest.mark.parametrize(
+    ("alpha", "every"), [(_HUGE, 1), (_HUGE, 2), (_LARGE, 1)]
+)
+def test_the_layer_leaves_its_penalty_out_and_tells_by_the_loss(alpha, every):
     network = _network()
     weights = network.get_weights()
-    layer = FisherRegularization(network, FisherPenalty(_HUGE, every=every))
+    layer = FisherRegularization(network, FisherPenalty(alpha, every=every))
     x = keras.Input((4,))
     found, losses = [], []
     for model in (keras.Model(x, layer(x)), network):
@@ -171,6 +211,72 @@ def test_bad_inputs_show_in_the_loss_and_the_count(bad):
     logs = model.fit(x, y, batch_size=8, verbose=0).history
     assert np.isnan(logs["loss"]).all()
     assert logs["fisher_nonfinite"] == [1]
+
+
+@pytest.mark.parametrize(
+    "bad", [np.nan, pytest.param(np.inf, marks=pytest.mark.slow)]
+)
+def test_bad_inputs_show_in_the_traces(bad):
+    network, (x, y) = _network(), _data()
+    _compiled(network)
+    x[1, 2] = bad
+    for estimator in ("monte_carlo", "exact", "batch"):
+        found = keras_fisher.fisher_trace(network, x, estimator=estimator)
+        assert np.isnan(found), (estimator, found)
+    assert np.isnan(keras_fisher.hessian_trace(network, x, y))
+    by_example = keras_fisher.fisher_trace(
+        network, x, estimator="exact", by="example"
+    )
+    # The others are what they are.
+    assert np.flatnonzero(~np.isfinite(by_example)).tolist() == [1]
+
+
+_OF_ALL_KINDS = [
+    FisherPenalty(0.3),
+    FisherPenalty(0.3, method="finite_difference"),
+    FisherPenalty(0.3, fraction=0.5, micro_batch_size=1),
+    GradientPenalty(0.3, every=2),
+    UniformLabelPenalty(0.3),
+    InputGradientPenalty(0.3),
+]
+_BAD = ["nan", "inf", "large inputs", "large weights", "large alpha", "huge"]
+
+
+@pytest.mark.parametrize(
+    ("bad", "index"),
+    [
+        pytest.param(
+            bad,
+            index,
+            # Each bad value with two penalties, the others if slow.
+            marks=() if (index - number) % 3 == 0 else pytest.mark.slow,
+        )
+        for number, bad in enumerate(_BAD)
+        for index in range(len(_OF_ALL_KINDS))
+    ],
+)
+def test_no_weights_are_lost_unseen(bad, index):
+    """Neither NaN nor infinite, unless the logs say so."""
+    network, (x, y) = _network(), _data()
+    config = _OF_ALL_KINDS[index].get_config()
+    if bad == "nan" or bad == "inf":
+        x[-1, 2] = float(bad)
+    elif bad == "large inputs":
+        x *= np.float32(1e30)
+    elif bad == "large weights":
+        for variable in network.trainable_variables:
+            variable.assign(1e15 * (1.0 + variable.value))
+    else:
+        config["alpha"] = _LARGE if bad == "large alpha" else _HUGE
+    penalty = type(_OF_ALL_KINDS[index]).from_config(config)
+    optimizer = keras.optimizers.SGD(0.1, global_clipnorm=1.0)
+    model = _compiled(FisherModel(network, penalty), "eager", optimizer)
+    logs = model.fit(x, y, batch_size=8, verbose=0).history
+    finite = all(np.isfinite(w).all() for w in network.get_weights())
+    said = np.isnan(logs["loss"]).all() and logs["fisher_nonfinite"] == [1]
+    assert finite or said, logs
+    if bad in ("nan", "inf", "huge"):
+        assert said, logs
 
 
 def test_exploding_logits_are_penalized_as_far_as_they_are_finite():
@@ -212,9 +318,44 @@ def test_an_empty_batch_has_no_penalty_and_no_trace(penalty):
 
     value, found = value_and_gradient(x)
     assert float(value) == 0
-    assert bool(gradients.all_finite(found)), found
+    assert bool(gradients.has_finite_norm(found)), found
     forward = penalty.forward(network, x)
     assert float(penalty(forward, likelihood, y).value) == 0
+
+
+@pytest.mark.parametrize("mode", ["graph", "eager"])
+def test_an_empty_batch_among_others_changes_nothing(mode):
+    """With plain SGD and labels that are not drawn."""
+    x, y = _data()
+
+    def batches(*sizes):
+        def examples():
+            begin = 0
+            for size in sizes:
+                yield x[begin : begin + size], y[begin : begin + size]
+                begin += size
+
+        return tf.data.Dataset.from_generator(
+            examples,
+            output_signature=(
+                tf.TensorSpec([None, 4], tf.float32),
+                tf.TensorSpec([None], tf.int64),
+            ),
+        )
+
+    network = _network()
+    weights = network.get_weights()
+    found, logs = [], []
+    for data in (batches(4, 0, 4), batches(4, 4)):
+        network.set_weights(weights)
+        penalty = GradientPenalty(0.3)
+        model = FisherModel(network, penalty, trace_every=None)
+        logs.append(_compiled(model, mode).fit(data, verbose=0).history)
+        found.append(network.get_weights())
+    for value, other in zip(*found):
+        np.testing.assert_allclose(value, other, rtol=1e-6)
+    for name, values in logs[1].items():
+        np.testing.assert_allclose(logs[0][name], values, err_msg=name)
 
 
 @pytest.mark.parametrize("classes", [1, 3])
@@ -257,17 +398,22 @@ def test_labels_out_of_range_in_a_data_set_do_not_pass_unseen():
     ("tensors", "expected"),
     [
         ([[1.0, 2.0], None, [3.0]], True),
+        ([None], True),
         ([[1.0], [float("nan"), 1.0]], False),
         ([[float("inf")], [1.0]], False),
         ([[float("inf"), -float("inf")]], False),
+        ([[1e19], [1.0]], True),
+        ([[1e19], [1e19, 1e19, 1e19]], False),
     ],
 )
-def test_finite_tensors_are_told_from_others(tensors, expected):
+def test_gradients_of_finite_norm_are_told_from_others(tensors, expected):
     tensors = [None if t is None else tf.constant(t) for t in tensors]
-    assert bool(gradients.all_finite(tensors)) == expected
-    kept = gradients.zero_unless(gradients.all_finite(tensors), tensors)
-    for tensor, value in zip(tensors, kept):
-        if tensor is not None:
-            np.testing.assert_array_equal(
-                value, tensor if expected else tf.zeros_like(tensor)
-            )
+    is_finite = gradients.has_finite_norm(tensors)
+    assert bool(is_finite) == expected
+    for value in (0.0, float("nan")):
+        kept = gradients.replaced_unless(is_finite, tensors, value)
+        for tensor, found in zip(tensors, kept):
+            if tensor is not None:
+                np.testing.assert_array_equal(
+                    found, tensor if expected else tf.fill(tensor.shape, value)
+                )
