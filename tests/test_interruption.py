@@ -187,7 +187,7 @@ class _Process:
                 stderr=errors,
                 text=True,
             )
-        self.first = self.saved = None
+        self.first = self.saved = self.steps = None
         self.last = ""
 
     def line(self):
@@ -196,6 +196,8 @@ class _Process:
         what, _, rest = line.partition(" ")
         if self.first is None and what == "epoch":
             self.first = int(rest)
+        if what in ("epoch", "step", "saving"):
+            self.steps = int(rest)
         if what == "step" and self.last.startswith("saving"):
             self.saved = int(self.last.split()[1])
         self.last = line or self.last
@@ -383,7 +385,11 @@ def _supervise_workers(directory, kills, seed):
         if codes == [0, 0]:
             return [json.loads(w.last.removeprefix("end ")) for w in workers]
         assert number < kills, workers[0].errors()
-        assert 0 not in codes, f"one worker has ended alone: {codes}"
+        for worker, code in zip(workers, codes):
+            # Without the other only if that was killed when all was done.
+            assert code or worker.steps == _STEPS * _EPOCHS, (
+                f"one worker has ended alone, at step {worker.steps}: {codes}"
+            )
     raise AssertionError("the last processes have not ended")
 
 
