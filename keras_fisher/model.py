@@ -420,11 +420,11 @@ class FisherModel(keras.Model):
         super()._maybe_symbolic_build(iterator, data_batch)
 
     def _build_before_tracing(self, iterator) -> None:
-        """Creates all variables, without which a step is traced once.
+        """Creates all variables, so that each step is traced once.
 
         TensorFlow traces a function that creates variables a second time.
         """
-        if not isinstance(iterator, tf.data.Iterator):
+        if self.run_eagerly or not isinstance(iterator, tf.data.Iterator):
             return
         specs = keras.tree.map_structure(
             lambda spec: None if isinstance(spec, tf.OptionalSpec) else spec,
