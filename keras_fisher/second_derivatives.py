@@ -1,6 +1,6 @@
 """Exact second derivatives where TensorFlow's own are not, and faster ones.
 
-Two operations that Keras layers are made of have a wrong second derivative:
+Three operations that Keras layers are made of have a wrong second derivative:
 
 * Max pooling under XLA, whose kernel for the gradient of its gradient exists
   in `float32` alone and keeps eight bits of each value. Here the first
@@ -8,12 +8,13 @@ Two operations that Keras layers are made of have a wrong second derivative:
   linear in what comes from above, with the places of the maxima as constants.
   TensorFlow reads a replaced gradient from the graph, which `tf.gradients`
   does and tapes do not; hence `needs_graph_gradients`. Without XLA,
-  TensorFlow's own kernels are exact, and several times faster.
+  TensorFlow's own kernels are exact, and several times faster, but for
+* Max pooling that keeps the shape, in a graph; see `pooling`.
 * Moments (batch and group normalization). `tf.nn.moments` holds the mean
   constant in the variance. That leaves the first derivative as it is, since
   Σ (x - mean) = 0, but drops a term of the second.
 
-A third, the convolution, is replaced by one with faster derivatives where
+A fourth, the convolution, is replaced by one with faster derivatives where
 there are any, see `convolutions`.
 
 All are replaced while a forward pass is recorded, and only then. Keras has
@@ -35,6 +36,7 @@ from tensorflow.python.ops import control_flow_util
 from tensorflow.python.util import _pywrap_util_port
 
 from keras_fisher import convolutions
+from keras_fisher import pooling
 
 _GRADIENT = "KerasFisherMaxPool"
 _POOLS = ("MaxPool", "MaxPool3D")
@@ -58,6 +60,8 @@ def exact():
     with contextlib.ExitStack() as stack:
         stack.enter_context(_exact_moments)
         if not compiles():
+            for pool in _exact_pools:
+                stack.enter_context(pool)
             if _runs_on_eigen():
                 stack.enter_context(_fast_convolutions)
         else:
@@ -208,4 +212,8 @@ class _Replacement:
 
 
 _exact_moments = _Replacement("moments", _moments)
+_exact_pools = [
+    _Replacement(name, pooling.exact(getattr(tf.nn, name)))
+    for name in ("max_pool", "max_pool1d", "max_pool2d", "max_pool3d")
+]
 _fast_convolutions = _Replacement("convolution", convolutions.convolution)
