@@ -15,6 +15,7 @@ import math
 import threading
 from typing import Any
 from typing import NamedTuple
+import warnings
 
 import keras
 import numpy as np
@@ -234,7 +235,9 @@ class FisherModel(keras.Model):
 
     def fit(self, x=None, y=None, *args, **kwargs):
         self._check_labels(metrics.label_of(y))
-        return super().fit(x, y, *args, **kwargs)
+        history = super().fit(x, y, *args, **kwargs)
+        self._check_weights()
+        return history
 
     fit.__doc__ = keras.Model.fit.__doc__
 
@@ -466,6 +469,27 @@ class FisherModel(keras.Model):
         if y is not None and known:
             classes = outputs_lib.apply(lambda t: t.shape[-1], outputs)
             self.likelihood.check_labels(y, classes)
+
+    def _check_weights(self) -> None:
+        """Warns of what no log says: a last step that overflows."""
+        lost = [
+            variable.path
+            for variable in self.model.weights
+            if keras.backend.is_float_dtype(variable.dtype)
+            and not tf.reduce_all(tf.math.is_finite(variable.value))
+        ]
+        if lost:
+            warnings.warn(
+                "Training has ended with weights that are NaN or infinite. "
+                f"Received: {len(lost)} such variables of "
+                f"{len(self.model.weights)}, first {lost[0]!r}. Go back to "
+                "weights saved earlier, look for what overflows "
+                "(`tf.debugging.enable_check_numerics()` says where), and "
+                "have `keras.callbacks.TerminateOnNaN` end the training at "
+                "the first loss that is NaN.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
     def _check_outputs(self, x) -> None:
         """Refuses outputs that are not what the likelihood expects.

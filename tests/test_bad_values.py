@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import keras
 from keras import layers
 import numpy as np
@@ -115,6 +117,43 @@ def test_a_gradient_that_alone_is_not_finite_is_noticed():
     assert logs["fisher_nonfinite"] == [1]
     for value, old in zip(network.get_weights(), before):
         np.testing.assert_array_equal(value, old)
+
+
+class _OverflowsBackwards(layers.Layer):
+    """Passes outputs on, and infinity back where an input is above 5."""
+
+    def call(self, outputs, inputs):
+        @tf.custom_gradient
+        def passed(outputs):
+            last = tf.where(tf.reduce_any(inputs > 5.0), float("inf"), 1.0)
+            return outputs, lambda upstream: upstream * last
+
+        return passed(outputs)
+
+
+@pytest.mark.parametrize("mode", ["graph", "eager"])
+@pytest.mark.parametrize(
+    "penalty",
+    [None, GradientPenalty(0.1, stop=1), GradientPenalty(0.1, every=2)],
+    ids=["none", "stopped", "reused"],
+)
+def test_fit_warns_of_weights_that_its_last_step_has_lost(penalty, mode):
+    """A step of Keras's own, whose loss is finite and its gradient is not."""
+    network, inputs = _network(), keras.Input((4,))
+    network = keras.Model(
+        inputs, _OverflowsBackwards()(network(inputs), inputs)
+    )
+    model = _compiled(FisherModel(network, penalty, trace_every=None), mode)
+    x, y = _data()
+    options = dict(batch_size=4, shuffle=False, verbose=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        model.fit(x, y, **options)
+    x[-1, 0] = 6.0
+    with pytest.warns(RuntimeWarning, match="4 such variables of 4, first"):
+        logs = model.fit(x, y, **options).history
+    assert np.isfinite(logs["loss"]).all(), "else it had said so"
+    assert not any(np.isfinite(w).any() for w in network.get_weights())
 
 
 @pytest.mark.parametrize(

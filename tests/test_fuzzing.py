@@ -132,7 +132,7 @@ class _OneBatch(NamedTuple):
 
 @st.composite
 def _batches(draw, single=True):
-    mode = draw(_modes(4, 1))
+    mode = draw(_modes(16, 1))
     network = draw(
         random_networks.random_networks(single=single, for_xla=mode == "xla")
     )
@@ -330,7 +330,7 @@ class _Run(NamedTuple):
 @st.composite
 def _runs(draw, as_layer: bool):
     # The layer's step with a schedule takes a minute to trace.
-    mode = draw(_modes(1, 0) if as_layer else _modes(3, 1))
+    mode = draw(_modes(1, 0) if as_layer else _modes(8, 1))
     network = draw(
         random_networks.random_networks(
             for_xla=mode == "xla", single=mode != "xla", most_blocks=2
