@@ -11,6 +11,7 @@ user's.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import threading
 from typing import Any
@@ -532,6 +533,7 @@ class FisherModel(keras.Model):
         }
         strategy = self.distribute_strategy
 
+        @_after_its_batch
         def one_step(data):
             data = _without_optionals(data)
             number = tf.cast(
@@ -597,6 +599,7 @@ class FisherModel(keras.Model):
         return train_function
 
     def _compiled_step(self, plan: Plan):
+        @_after_its_batch
         def step(data, examples):
             return self._planned_step(data, examples, plan)
 
@@ -857,6 +860,24 @@ def _stacked(measurements: list[dict]) -> dict:
     return {
         key: tf.stack([m[key] for m in measurements]) for key in measurements[0]
     }
+
+
+def _after_its_batch(function):
+    """Decorates what is called with a batch: it does nothing if there is none.
+
+    What does not depend on the batch, as counting steps and drawing seeds,
+    would run beside the iterator that finds the data at an end. Replicas do not
+    heed what the function that runs them waits for, so they wait themselves.
+    """
+
+    @functools.wraps(function)
+    def after(*arguments):
+        leaves = tf.nest.flatten(arguments, expand_composites=True)
+        there = [leaf for leaf in leaves if tf.is_tensor(leaf)]
+        with tf.control_dependencies([tf.group(there)]):
+            return function(*arguments)
+
+    return after
 
 
 def _repeated(one_step, count: int):

@@ -35,16 +35,18 @@ def _fresh_keras():
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Says how many random cases have run; see `test_fuzzing`."""
-    counts = [
-        value
-        for reports in terminalreporter.stats.values()
-        for report in reports
-        if getattr(report, "when", "") == "call"
-        for name, value in report.user_properties
-        if name == "random_cases"
-    ]
-    if counts:
+    """Counts random cases of `test_fuzzing`, kills of `test_interruption`."""
+    counts = {"random_cases": [], "kills": []}
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if getattr(report, "when", "") == "call":
+                for name, value in report.user_properties:
+                    counts.get(name, []).append(value)
+    if cases := counts["random_cases"]:
         terminalreporter.write_line(
-            f"{sum(counts)} random cases, of {len(counts)} properties"
+            f"{sum(cases)} random cases, of {len(cases)} properties"
+        )
+    if kills := list(filter(None, counts["kills"])):
+        terminalreporter.write_line(
+            f"{len(kills)} runs killed, {sum(kills)} times in all"
         )

@@ -206,6 +206,17 @@ def _uneven_by_hand(count, replicas):
     }
 
 
+def of_unknown_length():
+    """Steps and seeds that two epochs of three batches have taken."""
+    data = tf.data.Dataset.from_tensor_slices((_X, _Y)).batch(16).take(3)
+    data = data.filter(lambda x, y: True)
+    model = _compiled(FisherModel(_network(), _ALPHA), 0.1)
+    model.fit(data, epochs=2, verbose=0)
+    step = int(tf.convert_to_tensor(model.optimizer.iterations))
+    seeds = model.seed_generator.state.value.values
+    return [step, *(int(seed[1]) for seed in seeds)]
+
+
 def restore_apart(directory):
     """What a backup says that one worker of two finds."""
     index = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
@@ -233,15 +244,19 @@ def main():
     if kind == "workers":
         strategy = tf.distribute.MultiWorkerMirroredStrategy()
     else:
-        [cpu] = tf.config.list_physical_devices("CPU")
-        tf.config.set_logical_device_configuration(
-            cpu, [tf.config.LogicalDeviceConfiguration()] * number
-        )
-        names = [f"CPU:{i}" for i in range(number)]
-        strategy = tf.distribute.MirroredStrategy(names)
+        strategy = mirrored(number)
     with strategy.scope():
         results = [globals()[name](*args) for name, *args in calls]
     print(json.dumps(results))
+
+
+def mirrored(count):
+    """A strategy for so many replicas, before TensorFlow has started."""
+    [cpu] = tf.config.list_physical_devices("CPU")
+    tf.config.set_logical_device_configuration(
+        cpu, [tf.config.LogicalDeviceConfiguration()] * count
+    )
+    return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(count)])
 
 
 def free_ports(count):
@@ -349,6 +364,10 @@ def test_replicas_count_by_their_examples():
         np.testing.assert_allclose(
             seven[key], expected, rtol=0, atol=1e-9, err_msg=key
         )
+
+
+def test_replicas_count_no_step_where_data_of_unknown_length_end():
+    assert _results("replicas", 2, ("of_unknown_length",)) == [[[6] * 3]]
 
 
 def test_two_workers_train_as_one_and_write_once(tmp_path):

@@ -650,7 +650,20 @@ def _squares_of_examples(case: _Trace, model, x, y, size) -> np.ndarray:
     """Of shape `(draws, rows, variables)`, one backward pass for each entry."""
     if case.estimator == "exact":
         return _enumerated(case, model, x)[None]
-    outputs = model(x, training=False)
+    # With batch statistics, if asked for.
+    state = networks.state_of(model)
+    step = size if case.training else case.examples
+    outputs = tf.concat(
+        [
+            model(
+                keras.tree.map_structure(lambda t, i=i: t[i : i + step], x),
+                training=case.training,
+            )
+            for i in range(0, case.examples, step)
+        ],
+        axis=0,
+    )
+    networks.restore(state)
     likelihood = random_networks.likelihood_of(case.network)
     draws = 1 if case.estimator == "empirical" else case.num_samples
     squares = []

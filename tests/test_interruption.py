@@ -6,11 +6,13 @@ generator, and starts again with the same command until it has ended.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
 import pathlib
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -20,6 +22,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from test_distribution import cluster
+from test_distribution import mirrored
 
 from keras_fisher import FisherModel
 from keras_fisher import FisherPenalty
@@ -40,6 +43,17 @@ _PENALTIES = {
     "reused": FisherPenalty(0.1, every=4),
     "fraction": FisherPenalty(0.1, fraction=0.5),
     "difference": FisherPenalty(0.1, method="finite_difference"),
+    "averaged": FisherPenalty(0.1, every=2),
+}
+# An epoch is a whole number of updates, by which `_batches` finds its place.
+_OPTIONS = {
+    "averaged": dict(
+        use_ema=True,
+        ema_momentum=0.8,
+        ema_overwrite_frequency=4,
+        gradient_accumulation_steps=2,
+        global_clipnorm=0.5,
+    )
 }
 
 
@@ -57,7 +71,7 @@ def _model(penalty):
     network = keras.Model(inputs, keras.layers.Dense(3)(x))
     model = FisherModel(network, _PENALTIES[penalty], trace_every=3, seed=0)
     model.compile(
-        keras.optimizers.Adam(0.01),
+        keras.optimizers.Adam(0.01, **_OPTIONS.get(penalty, {})),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
@@ -69,6 +83,7 @@ def _batches(model, steps):
 
     def examples():
         first = step_of(model)
+        first *= model.optimizer.gradient_accumulation_steps or 1
         for step in itertools.count(first) if steps is None else range(steps):
             step = step if steps is None else first + step
             order = np.random.default_rng(step // _STEPS).permutation(len(_X))
@@ -118,8 +133,9 @@ def train(directory, penalty, how):
     Args:
         directory: Of the run.
         penalty: One of `_PENALTIES`.
-        how: `"backup"`; `"short"` for backups within a pass over the data;
-            `"checkpoint"` for `ModelCheckpoint`.
+        how: `"backup"`, also with two replicas (`"mirrored"`); `"short"` for
+            backups within a pass over the data; `"checkpoint"` for
+            `ModelCheckpoint`; `"keras"` for its own backup.
     """
     tf.config.experimental.enable_op_determinism()
     keras.utils.set_random_seed(0)
@@ -131,6 +147,10 @@ def train(directory, penalty, how):
     if how == "checkpoint":
         model, epoch = _latest(directory)
         save = keras.callbacks.ModelCheckpoint(directory / "{epoch:03d}.keras")
+    elif how == "keras":
+        save = keras.callbacks.BackupAndRestore(
+            directory / "backup", delete_checkpoint=False
+        )
     else:
         save = BackupAndRestore(directory / "backup", delete_checkpoint=False)
     model = model or _model(penalty)
@@ -154,11 +174,18 @@ def train(directory, penalty, how):
     _tell("end", json.dumps(end))
 
 
+def _scope(how):
+    if "TF_CONFIG" in os.environ:
+        return tf.distribute.MultiWorkerMirroredStrategy().scope()
+    if how == "mirrored":
+        return mirrored(2).scope()
+    return contextlib.nullcontext()
+
+
 def main():
-    if "TF_CONFIG" not in os.environ:
-        return train(*sys.argv[1:])
-    with tf.distribute.MultiWorkerMirroredStrategy().scope():
-        return train(*sys.argv[1:])
+    directory, penalty, how = sys.argv[1:]
+    with _scope(how):
+        train(directory, penalty, how)
 
 
 # The supervisor.
@@ -230,6 +257,12 @@ def _kill_at_a_moment(process, kind, random_numbers):
         pause = random_numbers.uniform(0.0, 12.0)
         time.sleep(pause)
         moment = f"{pause:.2f} s after the start"
+    elif kind == "between":
+        # Keras's own backup does not stand being killed while it saves.
+        count = 1 + _STEPS * random_numbers.randint(1, _EPOCHS - 1)
+        count += random_numbers.randrange(_STEPS // 2)
+        process.until("step", count)
+        moment = f"at step {count}"
     else:
         most = {"step": 2 * _STEPS, "saving": 3}[kind]
         count = random_numbers.randint(1, most)
@@ -245,10 +278,10 @@ def _supervise(directory, penalty, how, kinds=(), seed=0):
     """Runs to the end, killed once at a moment of each of some kinds.
 
     Returns:
-        What the run has told at its end.
+        What the run has told at its end, and how often it was `"killed"`.
     """
     random_numbers = random.Random(seed)
-    saved = 0
+    saved = killed = 0
     for kind in [*kinds, None]:
         process = _Process(directory, penalty, how)
         if kind is not None:
@@ -262,7 +295,9 @@ def _supervise(directory, penalty, how, kinds=(), seed=0):
         if kind is not None:
             print(f"{how}, {penalty}: killed {moment}, at {process.last[:12]}")
         if code == 0:
-            return json.loads(process.last.removeprefix("end "))
+            end = json.loads(process.last.removeprefix("end "))
+            return {**end, "killed": killed}
+        killed += code == -signal.SIGKILL
         assert kind is not None, process.errors()
     raise AssertionError("the last process was not killed, and has not ended")
 
@@ -319,7 +354,13 @@ _CASES = [
         *itertools.product(
             ("backup", "short", "checkpoint"),
             _PENALTIES,
-            (("saving", "step"), ("step", "time")),
+            (("saving", "step"), ("step", "time"), ("time", "saving")),
+        ),
+        *itertools.product(
+            ("mirrored",), ("every step", "reused"), (("step", "saving"),)
+        ),
+        *itertools.product(
+            ("keras",), ("reused", "averaged"), (("between", "between"),)
         ),
     ]
 ]
@@ -327,10 +368,11 @@ _CASES = [
 
 @pytest.mark.parametrize("penalty, how, kinds", _CASES)
 def test_a_killed_run_ends_as_one_never_killed(
-    penalty, how, kinds, whole, tmp_path
+    penalty, how, kinds, whole, tmp_path, record_property
 ):
     seed = f"{penalty} {how} {kinds}"
     end = _supervise(tmp_path / "run", penalty, how, kinds, seed)
+    record_property("kills", end["killed"])
     _assert_same_run(tmp_path / "run", end, *whole(penalty, how))
 
 

@@ -912,3 +912,25 @@ def test_a_step_that_accumulates_gradients_is_measured_once(
     )
     _fit(model, epochs=1, callbacks=[Steps()])
     assert seen == [0, 1, 2, 3]  # of seven batches
+
+
+@pytest.mark.parametrize("mode", ["graph", "xla", "eager"])
+@pytest.mark.parametrize("steps", [1, 2])
+def test_no_step_is_counted_where_data_of_unknown_length_end(mode, steps):
+    """Else the steps at which a penalty is fresh might never come."""
+    x, y = tf.random.normal([12, 4]), tf.zeros([12], tf.int32)
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(4)
+    data = data.filter(lambda x, y: True)
+    network = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    model = FisherModel(network, FisherPenalty(0.1, every=4, start=3))
+    model.compile(
+        "adam",
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        run_eagerly=mode == "eager",
+        jit_compile=mode == "xla",
+        steps_per_execution=steps,
+    )
+    logs = model.fit(data, epochs=3, verbose=0).history
+    assert int(model.optimizer.iterations) == 9
+    first, second, third = logs["fisher_penalty"]
+    assert first == 0 and second > 0 and third not in (0, second)
