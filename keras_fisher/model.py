@@ -764,8 +764,9 @@ class _Step:
         if self._stores:
             self._store(gradients_lib.replaced_unless(is_finite, gradients))
         if _skips_steps(owner.optimizer):
+            # For all replicas, by the gradients of the first.
             gradients = gradients_lib.replaced_unless(
-                is_finite, gradients, float("nan")
+                workers.on_all_replicas(is_finite), gradients, float("nan")
             )
         else:
             # A loss that is not finite itself is left to Keras.

@@ -48,3 +48,12 @@ def with_axis(strategy: tf.distribute.Strategy, logs: dict) -> dict:
     if not are_several(strategy):
         return logs
     return {name: tf.expand_dims(value, 0) for name, value in logs.items()}
+
+
+def on_all_replicas(condition: tf.Tensor) -> tf.Tensor:
+    """Whether a condition holds on all replicas, asked by each of them."""
+    replica = tf.distribute.get_replica_context()
+    if replica.num_replicas_in_sync == 1:
+        return condition
+    failures = replica.all_reduce("SUM", tf.cast(~condition, tf.float32))
+    return failures == 0

@@ -41,6 +41,17 @@ _PENALTIES = {
     "fisher difference": (FisherPenalty, {"method": "finite_difference"}),
     "labels": (GradientPenalty, {}),
     "labels reused": (GradientPenalty, {"every": 3}),
+    "labels weighted": (GradientPenalty, {}),
+    "fisher averaged": (FisherPenalty, {"every": 3}),
+}
+# What Keras can do on several replicas, and does to gradients of them all.
+_OPTIONS = {
+    "fisher averaged": dict(
+        use_ema=True,
+        ema_momentum=0.8,
+        weight_decay=0.1,
+        loss_scale_factor=256.0,
+    )
 }
 
 
@@ -62,9 +73,9 @@ def _network():
     )
 
 
-def _compiled(model, learning_rate):
+def _compiled(model, learning_rate, **options):
     model.compile(
-        keras.optimizers.SGD(learning_rate, momentum=0.9),
+        keras.optimizers.SGD(learning_rate, momentum=0.9, **options),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
@@ -103,8 +114,11 @@ def run(kind, name, parts=None, dtype="float64", logs=None):
             model = FisherModel(
                 network, penalty, likelihood=likelihood, trace_every=None
             )
-        _compiled(model, 0.2)
-        data = tf.data.Dataset.from_tensor_slices((_X.astype(dtype), _Y))
+        _compiled(model, 0.2, **_OPTIONS.get(name, {}))
+        data = (_X.astype(dtype), _Y)
+        if "weighted" in name:
+            data += (np.linspace(0.0, 2.0, len(_X)).astype(dtype),)
+        data = tf.data.Dataset.from_tensor_slices(data)
         data = data.batch(_BATCH, drop_remainder=True)
         if kind == "loop":
             _loop(model, data)
@@ -136,6 +150,7 @@ def _loop(model, data):
 
     for batch in strategy.experimental_distribute_dataset(data.repeat(2)):
         step(batch)
+    model.optimizer.finalize_variable_values(model.trainable_variables)
 
 
 class _Penalties(keras.callbacks.Callback):
@@ -156,7 +171,7 @@ def draws(count):
     return record.values
 
 
-def uneven(count):
+def uneven(count, options):
     """One step on a batch of which replicas get parts of unequal sizes."""
     keras.config.set_floatx("float64")
     keras.config.set_dtype_policy("float64")
@@ -164,7 +179,7 @@ def uneven(count):
         network = _network()
         likelihood = _Determined(from_logits=True)
         model = FisherModel(network, _ALPHA, likelihood=likelihood)
-        _compiled(model, 0.2)
+        _compiled(model, 0.2, **options)
         data = tf.data.Dataset.from_tensors((_X[:count], _Y[:count]))
         logs = model.fit(data, verbose=0).history
     finally:
@@ -173,36 +188,67 @@ def uneven(count):
     return {"weights": _flat(network), "sizes": sizes, **logs}
 
 
-def _uneven_by_hand(count, replicas):
-    """The same from its parts, as the design has it."""
+def _uneven_by_hand(count, replicas, most):
+    """The same from its parts, as the design has it.
+
+    Keras clips the gradient of each replica, to the norm `most`.
+    """
     keras.config.set_floatx("float64")
     keras.config.set_dtype_policy("float64")
     network = _network()
     keras.config.set_floatx("float32")
     largest = -(-count // replicas)
     penalty = FisherPenalty(_ALPHA)
-    trace = value = loss = 0.0
-    with tf.GradientTape() as tape:
-        for begin in range(0, count, largest):
-            x = tf.constant(_X[begin : min(begin + largest, count)])
-            y = _Y[begin : begin + len(x)]
+    trace = value = 0.0
+    variables, sums = network.trainable_variables, 0.0
+    for begin in range(0, count, largest):
+        x = tf.constant(_X[begin : min(begin + largest, count)])
+        y = _Y[begin : begin + len(x)]
+        with tf.GradientTape() as tape:
             forward = penalty.forward(network, x)
             term = penalty(forward, _Determined(from_logits=True))
             trace += len(x) / count * float(tf.reduce_sum(term.traces))
             # term.value is α T / b; its share of α Tr(F) / B is α b T / B².
-            value += term.value * (len(x) / count) ** 2
+            part = term.value * (len(x) / count) ** 2
+            value += float(part)
             losses = keras.losses.sparse_categorical_crossentropy(
                 y, forward.outputs, from_logits=True
             )
-            loss += tf.reduce_mean(losses) / replicas
-        total = loss + value
-    gradients = tape.gradient(total, network.trainable_variables)
-    for variable, gradient in zip(network.trainable_variables, gradients):
-        variable.assign_sub(0.2 * gradient)
+            part += tf.reduce_mean(losses) / replicas
+        gradients = np.concatenate(
+            [np.ravel(g) for g in tape.gradient(part, variables)]
+        )
+        sums += gradients * min(1.0, most / np.linalg.norm(gradients))
+    weights = np.array(_flat(network)) - 0.2 * sums
     return {
-        "weights": _flat(network),
+        "weights": weights,
         "fisher_trace": [trace],
-        "fisher_penalty": [float(value)],
+        "fisher_penalty": [value],
+    }
+
+
+def one_overflows(dtype):
+    """One step on a batch whose second half overflows when differentiated."""
+    keras.config.set_dtype_policy(dtype)
+    network = keras.Sequential([keras.Input((6,)), keras.layers.Dense(3)])
+    before = _flat(network)
+    x = _X[:_BATCH].astype("float32")
+    # The norm of the gradient is about that of the inputs.
+    x[_BATCH // 2 :] *= 1e22 if dtype == "float32" else 1e4
+    model = FisherModel(network, GradientPenalty(_ALPHA), trace_every=None)
+    _compiled(model, 0.1)
+    data = tf.data.Dataset.from_tensors((x, _Y[:_BATCH]))
+    logs = model.fit(data, verbose=0).history
+    keras.config.set_dtype_policy("float32")
+    after = _flat(network)
+    optimizer = model.optimizer
+    return {
+        **logs,
+        "finite": bool(np.isfinite(after).all()),
+        "moved": after != before,
+        "scale": float(tf.convert_to_tensor(optimizer.dynamic_scale))
+        if dtype == "mixed_float16"
+        else None,
     }
 
 
@@ -357,13 +403,27 @@ def test_keras_still_builds_where_it_is_overridden():
 
 
 def test_replicas_count_by_their_examples():
-    [[seven]] = _results("replicas", 4, ("uneven", 7))
-    assert seven["sizes"] == [7]
-    # Parts of two examples, and of one.
-    for key, expected in _uneven_by_hand(7, 4).items():
-        np.testing.assert_allclose(
-            seven[key], expected, rtol=0, atol=1e-9, err_msg=key
-        )
+    cases = [({}, np.inf), (dict(global_clipnorm=0.1), 0.1)]
+    calls = [("uneven", 7, options) for options, _ in cases]
+    [results] = _results("replicas", 4, *calls)
+    for seven, (_, most) in zip(results, cases, strict=True):
+        assert seven["sizes"] == [7]
+        # Parts of two examples, and of one.
+        for key, expected in _uneven_by_hand(7, 4, most).items():
+            np.testing.assert_allclose(
+                seven[key], expected, rtol=0, atol=1e-9, err_msg=f"{key} {most}"
+            )
+
+
+def test_a_penalty_that_one_replica_loses_does_not_reach_the_weights():
+    calls = [("one_overflows", dtype) for dtype in ("float32", "mixed_float16")]
+    [[single, half]] = _results("replicas", 2, *calls)
+    for result in (single, half):
+        assert result["fisher_nonfinite"] == [1] and result["finite"], result
+    # The other replica goes on; under loss scaling the step is skipped.
+    assert single["moved"] and np.isnan(single["loss"]).all()
+    assert not half["moved"] and half["scale"] == 2.0**14, half
+    assert np.isfinite(half["loss"]).all()
 
 
 def test_replicas_count_no_step_where_data_of_unknown_length_end():
