@@ -11,7 +11,7 @@ import pytest
 
 from keras_fisher import FisherModel
 from keras_fisher.callbacks import EarlyPhase
-from keras_fisher.model import Measurements
+from keras_fisher.train_function import Measurements
 
 
 class _Model:

@@ -30,7 +30,7 @@ from keras_fisher import event_files
 from keras_fisher.callbacks import BackupAndRestore
 from keras_fisher.callbacks import EarlyPhase
 from keras_fisher.callbacks import FisherTensorBoard
-from keras_fisher.model import step_of
+from keras_fisher.train_function import step_of
 
 _STEPS, _EPOCHS = 6, 6
 _BATCH = 8

@@ -285,7 +285,7 @@ def test_steps_that_measure_nothing_are_not_waited_for(steps):
 
     class Look(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
-            call = self.model._last_call
+            call = self.model.train_function._last_call
             call.tensors = Tensors(call.tensors)
             found = self.model.measurements
             assert len(found) == 4

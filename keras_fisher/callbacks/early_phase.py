@@ -9,7 +9,7 @@ import warnings
 import keras
 
 from keras_fisher import checks
-from keras_fisher.model import step_of
+from keras_fisher.train_function import step_of
 
 
 class EarlyPhase(keras.callbacks.Callback):

@@ -22,7 +22,7 @@ from keras_fisher.callbacks.early_phase import check_model
 from keras_fisher.callbacks.heat_map import HeatMap
 from keras_fisher.callbacks.probe import Probe
 from keras_fisher.estimates import groups_of
-from keras_fisher.model import step_of
+from keras_fisher.train_function import step_of
 
 
 class FisherTensorBoard(keras.callbacks.TensorBoard):
