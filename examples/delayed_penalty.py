@@ -26,6 +26,7 @@ _STARTS = experiment.define_integers(
     "Optimizer steps from which the penalty is added, each in runs of its own.",
     at_least=0,
 )
+flags.adopt_module_key_flags(experiment)
 
 
 def draw(frame: pd.DataFrame):

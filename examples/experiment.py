@@ -44,6 +44,7 @@ METHODS = (
     "mixup",
 )
 
+flags.adopt_module_key_flags(settings)
 _SEEDS = flags.DEFINE_integer(
     "seeds", 5, "Runs of each kind: with the seeds 0, 1, 2, ...", 1
 )

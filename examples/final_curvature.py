@@ -34,6 +34,7 @@ _ALPHA = flags.DEFINE_float("alpha", 0.3, "α of the Fisher Penalty.", 1e-12)
 _EXAMPLES = flags.DEFINE_integer(
     "examples", 1024, "Training examples to measure Tr(H) and Tr(F) on.", 2
 )
+flags.adopt_module_key_flags(experiment)
 
 
 def measure(row: pd.Series) -> dict[str, float]:

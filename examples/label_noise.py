@@ -36,6 +36,7 @@ _STRENGTHS = tuning.define_methods(
         "mixup": (0.2, 0.4, 0.7, 1),
     }
 )
+flags.adopt_module_key_flags(tuning)
 
 
 def draw(frame: pd.DataFrame):

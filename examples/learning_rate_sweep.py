@@ -33,6 +33,7 @@ _BATCH_SIZES = experiment.define_integers(
 _NAME = flags.DEFINE_string(
     "name", "learning_rate_sweep", "Name of the table and the figure."
 )
+flags.adopt_module_key_flags(experiment)
 
 
 def correlations(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:

@@ -41,6 +41,7 @@ _STRENGTHS = tuning.define_methods(
         "mixup": (0.2, 0.5, 1),
     }
 )
+flags.adopt_module_key_flags(tuning)
 
 
 def gains(frame: pd.DataFrame, small: float, best: float) -> pd.DataFrame:

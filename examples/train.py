@@ -22,6 +22,7 @@ import tensorflow as tf
 import keras_fisher
 from keras_fisher import penalties as penalties_lib
 
+flags.adopt_module_key_flags(settings)
 _LEARNING_RATE = flags.DEFINE_float(
     "learning_rate", 0.01, "Learning rate of SGD.", lower_bound=0.0
 )

@@ -24,6 +24,7 @@ _HOLDOUT = flags.DEFINE_float(
 _TUNING_SEEDS = flags.DEFINE_integer(
     "tuning_seeds", 1, "Runs for each strength to choose from.", 1
 )
+flags.adopt_module_key_flags(experiment)
 
 
 def define_methods(defaults: dict[str, tuple[float, ...]]):
