@@ -67,12 +67,13 @@ class Schedule:
 
     def choose(self, function: Callable[[Plan], Any], step) -> Any:
         """Calls `function` with the plan of a step, which may be a tensor."""
+        step = tf.cast(tf.convert_to_tensor(step), tf.int64)
+        if tf.executing_eagerly():
+            return function(_plan(self._codes(int(step))))
         codes = self._reachable_codes
         if len(codes) == 1:
             return function(_plan(codes[0]))
-        code = self._codes(tf.cast(tf.convert_to_tensor(step), tf.int64))
-        if tf.executing_eagerly():
-            return function(_plan(int(code)))
+        code = self._codes(step)
         index = tf.argmax(
             tf.cast(code == tf.constant(codes, tf.int64), tf.int32)
         )

@@ -251,10 +251,10 @@ class _Process:
         return self._errors.read_text()[-3000:]
 
 
-def _kill_at_a_moment(process, kind, random_numbers):
-    """Kills a process at a random moment; says which."""
+def _kill_at_a_moment(process, kind, random_numbers, seconds=None):
+    """Kills a process, that takes so many seconds, at a random moment."""
     if kind == "time":
-        pause = random_numbers.uniform(0.0, 12.0)
+        pause = random_numbers.uniform(0.0, 0.8 * seconds)
         time.sleep(pause)
         moment = f"{pause:.2f} s after the start"
     elif kind == "between":
@@ -274,18 +274,20 @@ def _kill_at_a_moment(process, kind, random_numbers):
     return moment
 
 
-def _supervise(directory, penalty, how, kinds=(), seed=0):
+def _supervise(directory, penalty, how, kinds=(), seed=0, seconds=None):
     """Runs to the end, killed once at a moment of each of some kinds.
 
     Returns:
-        What the run has told at its end, and how often it was `"killed"`.
+        What the run has told at its end, how often it was `"killed"`, and how
+        many `"seconds"` it took.
     """
+    begin = time.monotonic()
     random_numbers = random.Random(seed)
     saved = killed = 0
     for kind in [*kinds, None]:
         process = _Process(directory, penalty, how)
         if kind is not None:
-            moment = _kill_at_a_moment(process, kind, random_numbers)
+            moment = _kill_at_a_moment(process, kind, random_numbers, seconds)
         code = process.end()
         if process.first is not None:
             assert process.first >= saved, (
@@ -296,7 +298,8 @@ def _supervise(directory, penalty, how, kinds=(), seed=0):
             print(f"{how}, {penalty}: killed {moment}, at {process.last[:12]}")
         if code == 0:
             end = json.loads(process.last.removeprefix("end "))
-            return {**end, "killed": killed}
+            taken = time.monotonic() - begin
+            return {**end, "killed": killed, "seconds": taken}
         killed += code == -signal.SIGKILL
         assert kind is not None, process.errors()
     raise AssertionError("the last process was not killed, and has not ended")
@@ -370,10 +373,11 @@ _CASES = [
 def test_a_killed_run_ends_as_one_never_killed(
     penalty, how, kinds, whole, tmp_path, record_property
 ):
-    seed = f"{penalty} {how} {kinds}"
-    end = _supervise(tmp_path / "run", penalty, how, kinds, seed)
+    whole_directory, expected = whole(penalty, how)
+    seed, seconds = f"{penalty} {how} {kinds}", expected["seconds"]
+    end = _supervise(tmp_path / "run", penalty, how, kinds, seed, seconds)
     record_property("kills", end["killed"])
-    _assert_same_run(tmp_path / "run", end, *whole(penalty, how))
+    _assert_same_run(tmp_path / "run", end, whole_directory, expected)
 
 
 def test_a_backup_that_was_not_finished_is_not_used(tmp_path):
