@@ -254,7 +254,7 @@ class _Process:
 def _kill_at_a_moment(process, kind, random_numbers, seconds=None):
     """Kills a process, that takes so many seconds, at a random moment."""
     if kind == "time":
-        pause = random_numbers.uniform(0.0, 0.8 * seconds)
+        pause = random_numbers.uniform(0.0, 0.6 * seconds)
         time.sleep(pause)
         moment = f"{pause:.2f} s after the start"
     elif kind == "between":
@@ -429,7 +429,8 @@ def _supervise_workers(directory, kills, seed):
             print(f"worker {victim} killed {moment}")
         codes = [worker.end() for worker in workers]
         if codes == [0, 0]:
-            return [json.loads(w.last.removeprefix("end ")) for w in workers]
+            ends = [json.loads(w.last.removeprefix("end ")) for w in workers]
+            return [{**end, "killed": number} for end in ends]
         assert number < kills, workers[0].errors()
         for worker, code in zip(workers, codes):
             # Without the other only if that was killed when all was done.
@@ -440,10 +441,11 @@ def _supervise_workers(directory, kills, seed):
 
 
 @pytest.mark.slow
-def test_workers_go_on_together_after_one_was_killed(tmp_path):
+def test_workers_go_on_together_after_one_was_killed(tmp_path, record_property):
     expected, other = _supervise_workers(tmp_path / "whole", 0, 0)
     # Batch normalization keeps statistics of each replica, in Keras.
     assert expected["weights"][:4] == other["weights"][:4]
     end, other = _supervise_workers(tmp_path / "run", 3, 9)
+    record_property("kills", end["killed"])
     assert end["weights"][:4] == other["weights"][:4]
     _assert_same_run(tmp_path / "run", end, tmp_path / "whole", expected)
