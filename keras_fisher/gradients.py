@@ -160,6 +160,11 @@ def has_finite_norm(gradients: Gradients) -> tf.Tensor:
     return tf.math.is_finite(2.0 * tf.add_n(halves)) if halves else True
 
 
+def are_usable(value: tf.Tensor, gradients: Gradients) -> tf.Tensor:
+    """Whether a value and the squared norm of its gradients are finite."""
+    return tf.math.is_finite(value) & has_finite_norm(gradients)
+
+
 def replaced_unless(
     condition: tf.Tensor, gradients: Gradients, value: float = 0.0
 ) -> Gradients:

@@ -185,9 +185,7 @@ class FisherRegularization(keras.layers.Wrapper):
                 unconnected_gradients=tf.UnconnectedGradients.ZERO,
             )
         gradients = [tf.convert_to_tensor(g) for g in gradients]
-        is_finite = tf.math.is_finite(
-            term.value
-        ) & gradients_lib.has_finite_norm(gradients)
+        is_finite = gradients_lib.are_usable(term.value, gradients)
         gradients = gradients_lib.replaced_unless(is_finite, gradients)
         if term.traces is not None:
             self.state.fisher_trace.assign(tf.reduce_sum(term.traces))

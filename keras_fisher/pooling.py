@@ -19,21 +19,32 @@ def exact(own: Callable) -> Callable:
 
     def max_pool(input, ksize, strides, padding, data_format=None, name=None):
         x = tf.convert_to_tensor(input)
+        # The functions differ in what is meant if none is given.
+        options = {"name": name}
+        if data_format is not None:
+            options["data_format"] = data_format
         if x.shape.rank is None or not x.dtype.is_floating:
-            return own(input, ksize, strides, padding, data_format, name)
+            return own(x, ksize, strides, padding, **options)
         window = _of_all_axes(ksize, x.shape.rank, data_format)
         steps = _of_all_axes(strides, x.shape.rank, data_format)
         if all(size == 1 for size in window) and isinstance(padding, str):
             return tf.strided_slice(x, *_whole(x), steps, name=name)
         if padding == "SAME" and _may_keep(x.shape, steps):
-            paddings = _paddings(tf.shape(x), window, steps)
+            paddings = same_paddings(tf.shape(x), window, steps)
             x = tf.pad(x, paddings, constant_values=-float("inf"))
             padding = "VALID"
-        if data_format is None:
-            return own(x, ksize, strides, padding, name=name)
-        return own(x, ksize, strides, padding, data_format, name)
+        return own(x, ksize, strides, padding, **options)
 
     return max_pool
+
+
+def same_paddings(
+    shape: tf.Tensor, window: list[int], steps: list[int]
+) -> tf.Tensor:
+    """What `"SAME"` adds to inputs before and after, of shape `(axes, 2)`."""
+    covered = (-(-shape // steps) - 1) * steps + window
+    total = tf.maximum(covered - shape, 0)
+    return tf.stack([total // 2, total - total // 2], axis=1)
 
 
 def _of_all_axes(sizes, rank: int, data_format: str | None) -> list[int]:
@@ -54,13 +65,6 @@ def _may_keep(shape: tf.TensorShape, steps: list[int]) -> bool:
         size is None or -(-size // step) == size
         for size, step in zip(shape, steps)
     )
-
-
-def _paddings(shape: tf.Tensor, window: list[int], steps: list[int]):
-    """What `"SAME"` adds before and after, of shape `(axes, 2)`."""
-    covered = (-(-shape // steps) - 1) * steps + window
-    total = tf.maximum(covered - shape, 0)
-    return tf.stack([total // 2, total - total // 2], axis=1)
 
 
 def _whole(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

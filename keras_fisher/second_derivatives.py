@@ -132,12 +132,9 @@ def _max_pool_gradient(operation: tf.Operation, gradient: tf.Tensor):
     input_shape, output_shape = tf.shape(inputs), tf.shape(outputs)
 
     if padding == "SAME":
-        covered = (output_shape - 1) * strides + window
-        total = tf.maximum(covered - input_shape, 0)
+        paddings = pooling.same_paddings(input_shape, window, strides)
     else:
-        total = tf.zeros_like(input_shape)
-    before = total // 2
-    paddings = tf.stack([before, total - before], axis=1)
+        paddings = tf.zeros([len(window), 2], tf.int32)
     padded = tf.pad(inputs, paddings, constant_values=inputs.dtype.min)
     padded_shape = tf.shape(padded)
 
@@ -170,7 +167,7 @@ def _max_pool_gradient(operation: tf.Operation, gradient: tf.Tensor):
         )
         for k, offset in enumerate(offsets)
     ]
-    result = tf.slice(tf.add_n(parts), before, input_shape)
+    result = tf.slice(tf.add_n(parts), paddings[:, 0], input_shape)
     return tf.ensure_shape(result, inputs.shape)
 
 

@@ -129,9 +129,7 @@ class Step:
                 self._tape.gradient(wanted, self._variables)
             )
         ]
-        is_finite = tf.math.is_finite(
-            self.value
-        ) & gradients_lib.has_finite_norm(gradients)
+        is_finite = gradients_lib.are_usable(self.value, gradients)
         self.is_lost = ~is_finite
         if self._stores:
             self._store(gradients_lib.replaced_unless(is_finite, gradients))
