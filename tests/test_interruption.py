@@ -26,6 +26,9 @@ from test_distribution import mirrored
 
 from keras_fisher import FisherModel
 from keras_fisher import FisherPenalty
+from keras_fisher import GradientPenalty
+from keras_fisher import InputGradientPenalty
+from keras_fisher import UniformLabelPenalty
 from keras_fisher import event_files
 from keras_fisher.callbacks import BackupAndRestore
 from keras_fisher.callbacks import EarlyPhase
@@ -44,7 +47,12 @@ _PENALTIES = {
     "fraction": FisherPenalty(0.1, fraction=0.5),
     "difference": FisherPenalty(0.1, method="finite_difference"),
     "averaged": FisherPenalty(0.1, every=2),
+    "given labels": GradientPenalty(0.1, every=4),
+    "uniform labels": UniformLabelPenalty(0.1, fraction=0.5),
+    "inputs": InputGradientPenalty(0.1, micro_batch_size=4),
 }
+# Each of these in all ways to be saved and killed.
+_MOST = ("every step", "reused", "fraction", "difference", "averaged")
 # An epoch is a whole number of updates, by which `_batches` finds its place.
 _OPTIONS = {
     "averaged": dict(
@@ -356,8 +364,13 @@ _CASES = [
         ("backup", "reused", ("saving",)),
         *itertools.product(
             ("backup", "short", "checkpoint"),
-            _PENALTIES,
+            _MOST,
             (("saving", "step"), ("step", "time"), ("time", "saving")),
+        ),
+        *itertools.product(
+            ("short",),
+            ("given labels", "uniform labels", "inputs"),
+            (("saving", "step"),),
         ),
         *itertools.product(
             ("mirrored",), ("every step", "reused"), (("step", "saving"),)
