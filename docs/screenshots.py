@@ -24,7 +24,7 @@ from playwright import sync_api
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "tests"))
 import tensorboard_pages as pages
 
-from keras_fisher import event_files
+from keras_fisher._tensorboard import event_files
 
 _LOG_DIR = flags.DEFINE_string(
     "logdir",  # not log_dir, which absl has for itself

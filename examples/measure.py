@@ -8,6 +8,7 @@ may be a plain Keras model or a saved `keras_fisher.FisherModel`.
 
 from __future__ import annotations
 
+import collections
 import math
 import os
 import sys
@@ -24,8 +25,6 @@ import pandas as pd
 import tensorflow as tf
 
 import keras_fisher
-from keras_fisher import estimates
-from keras_fisher import traces
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -154,7 +153,7 @@ def likelihood_of(model: keras.Model) -> keras_fisher.likelihoods.Likelihood:
     """The likelihood that the flags ask for."""
     if _LIKELIHOOD.value == "auto":
         try:
-            return traces.likelihood_of(model, "auto")
+            return keras_fisher.likelihoods.of_model("auto", model)
         except ValueError:
             what = (
                 "is not compiled"
@@ -223,7 +222,7 @@ def measure_fisher(
     model: keras.Model,
     data: tf.data.Dataset,
     likelihood: keras_fisher.likelihoods.Likelihood,
-) -> tuple[dict[str, estimates.Estimate], estimates.Estimate]:
+) -> tuple[dict[str, keras_fisher.Estimate], keras_fisher.Estimate]:
     """Measures Tr(F) by layer and in total."""
 
     def measure(by):
@@ -239,7 +238,7 @@ def measure_fisher(
 
     by_layer = measure("layer")
     if _ESTIMATOR.value in _WITHOUT_ERROR:
-        return by_layer, estimates.Estimate(sum(by_layer.values()))
+        return by_layer, keras_fisher.Estimate(sum(by_layer.values()))
     # Layers share their draws, so their errors do not add in quadrature: that
     # of the total is measured, with the same draws.
     return by_layer, measure("total")
@@ -270,15 +269,14 @@ def measure_hessian(
 
 def tabulate(
     model: keras.Model,
-    by_layer: dict[str, estimates.Estimate],
-    total: estimates.Estimate,
+    by_layer: dict[str, keras_fisher.Estimate],
+    total: keras_fisher.Estimate,
 ) -> pd.DataFrame:
     """Makes the table: a row for each layer, and one for the total."""
-    sizes = [v.shape.num_elements() for v in model.trainable_variables]
-    layers = estimates.groups_of(model.trainable_variables, "layer")
-    parameters = {
-        name: sum(sizes[i] for i in members) for name, members in layers.items()
-    }
+    parameters = collections.Counter()
+    for variable in model.trainable_variables:
+        path, _, name = variable.path.rpartition("/")
+        parameters[path or name] += math.prod(variable.shape)
     rows = [
         {
             "layer": layer,
@@ -289,15 +287,15 @@ def tabulate(
         }
         for layer, count, trace in [
             *((name, parameters[name], by_layer[name]) for name in by_layer),
-            ("total", sum(sizes), total),
+            ("total", parameters.total(), total),
         ]
     ]
     return pd.DataFrame(rows)
 
 
 def draw(
-    by_layer: dict[str, estimates.Estimate],
-    total: estimates.Estimate,
+    by_layer: dict[str, keras_fisher.Estimate],
+    total: keras_fisher.Estimate,
     path: str,
 ) -> None:
     """Draws Tr(F) by layer, the first layer on top."""
@@ -318,7 +316,7 @@ def draw(
         # Room for the smallest bar, which would start at its end.
         axes.set_xlim(left=min(positive) / 3)
     if math.isnan(total.standard_error):
-        total = estimates.Estimate(total)
+        total = keras_fisher.Estimate(total)
     is_empirical = _ESTIMATOR.value == "empirical"
     quantity = "Empirical Tr(F)" if is_empirical else "Tr(F)"
     axes.set(

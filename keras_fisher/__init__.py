@@ -3,19 +3,25 @@
 from keras_fisher import applications
 from keras_fisher import callbacks
 from keras_fisher import datasets
+from keras_fisher import estimates
 from keras_fisher import layers
 from keras_fisher import likelihoods
 from keras_fisher import logs
+from keras_fisher import penalties
 from keras_fisher import plotting
-from keras_fisher.hessian import hessian_trace
+from keras_fisher._measuring.fisher_trace import fisher_trace
+from keras_fisher._measuring.hessian_trace import hessian_trace
+from keras_fisher.estimates import Estimate
+from keras_fisher.estimates import Estimates
 from keras_fisher.model import FisherModel
 from keras_fisher.penalties import FisherPenalty
 from keras_fisher.penalties import GradientPenalty
 from keras_fisher.penalties import InputGradientPenalty
 from keras_fisher.penalties import UniformLabelPenalty
-from keras_fisher.traces import fisher_trace
 
 __all__ = [
+    "Estimate",
+    "Estimates",
     "FisherModel",
     "FisherPenalty",
     "GradientPenalty",
@@ -24,11 +30,13 @@ __all__ = [
     "applications",
     "callbacks",
     "datasets",
+    "estimates",
     "fisher_trace",
     "hessian_trace",
     "layers",
     "likelihoods",
     "logs",
+    "penalties",
     "plotting",
 ]
 __version__ = "0.1.0"

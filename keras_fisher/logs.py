@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 import tensorflow as tf
 
-from keras_fisher import event_files
-from keras_fisher import optional
-from keras_fisher import tags
+from keras_fisher._common import optional_imports
+from keras_fisher._tensorboard import event_files
+from keras_fisher._tensorboard import tags
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,7 +60,7 @@ def read(log_dir: str | os.PathLike[str]) -> pd.DataFrame:
     lr=0.1      97.3
     Name: value, dtype: float64
     """
-    pd = optional.imported("pandas", __name__)
+    pd = optional_imports.imported("pandas", __name__)
     points = [
         (run, split, *point)
         for run, split, directory in _located(log_dir)
@@ -105,7 +105,7 @@ def runs(log_dir: str | os.PathLike[str]) -> pd.DataFrame:
     lr=0.01           0.01        301.7         0.872
     lr=0.1            0.10         81.0         0.939
     """
-    pd = optional.imported("pandas", __name__)
+    pd = optional_imports.imported("pandas", __name__)
     given, measured = {}, {}
     for run, split, directory in _located(log_dir):
         if split in (tags.TRAIN, tags.VALIDATION):

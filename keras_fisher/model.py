@@ -19,16 +19,17 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_fisher import checks
 from keras_fisher import likelihoods
-from keras_fisher import metrics
-from keras_fisher import outputs as outputs_lib
 from keras_fisher import penalties
-from keras_fisher import plans
-from keras_fisher import train_function
-from keras_fisher import workers
-from keras_fisher.state import FisherState
-from keras_fisher.step import Step
+from keras_fisher._common import checks
+from keras_fisher._common import dtypes
+from keras_fisher._common import structures
+from keras_fisher._training import memorization
+from keras_fisher._training import replicas
+from keras_fisher._training import schedule
+from keras_fisher._training import train_function
+from keras_fisher._training.state import FisherState
+from keras_fisher._training.step import Step
 
 
 @keras.saving.register_keras_serializable(package="keras_fisher")
@@ -129,14 +130,14 @@ class FisherModel(keras.Model):
             else likelihoods.of_model(likelihood, model)
         )
         self._probe = penalties.TraceProbe()
-        self._memorization = metrics.MemorizationAccuracy()
+        self._memorization = memorization.MemorizationAccuracy()
         self.built = model.built
         # Mirrored replicas trace their steps in threads of their own.
         self._active = threading.local()
         if self._schedule.observes:
             self.seed_generator = keras.random.SeedGenerator(seed)
             self.state = FisherState(
-                likelihoods.compute_dtype(self.variable_dtype).name
+                dtypes.at_least_single(self.variable_dtype).name
             )
             self.state.carry(self.seed_generator, model)
 
@@ -191,7 +192,7 @@ class FisherModel(keras.Model):
             self.optimizer.build(self.trainable_variables)
 
     def fit(self, x=None, y=None, *args, **kwargs):
-        self._check_labels(metrics.label_of(y))
+        self._check_labels(memorization.label_of(y))
         history = super().fit(x, y, *args, **kwargs)
         self._check_weights()
         return history
@@ -201,8 +202,8 @@ class FisherModel(keras.Model):
     # Which steps do what.
 
     @property
-    def _schedule(self) -> plans.Schedule:
-        return plans.Schedule(self.penalty, self.trace_every)
+    def _schedule(self) -> schedule.Schedule:
+        return schedule.Schedule(self.penalty, self.trace_every)
 
     def observed(self, steps: np.ndarray) -> np.ndarray:
         """Whether there is something to tell of each of some optimizer steps.
@@ -221,7 +222,7 @@ class FisherModel(keras.Model):
     def train_step(self, data):
         if not self._schedule.observes:
             logs = super().train_step(data)
-            return workers.with_axis(self.distribute_strategy, logs)
+            return replicas.with_axis(self.distribute_strategy, logs)
         logs, _ = self._schedule.choose(
             lambda plan: self._planned_step(data, None, plan),
             self.optimizer.iterations,
@@ -230,9 +231,9 @@ class FisherModel(keras.Model):
 
     def test_step(self, data):
         logs = super().test_step(data)
-        return workers.with_axis(self.distribute_strategy, logs)
+        return replicas.with_axis(self.distribute_strategy, logs)
 
-    def _planned_step(self, data, examples, plan: plans.Plan):
+    def _planned_step(self, data, examples, plan: schedule.Plan):
         """Keras's train step, with what `plan` adds to it.
 
         Args:
@@ -276,7 +277,10 @@ class FisherModel(keras.Model):
         sample_weight=None,
         training=True,
     ):
-        y, sample_weight = metrics.label_of(y), metrics.weight_of(sample_weight)
+        y, sample_weight = (
+            memorization.label_of(y),
+            memorization.weight_of(sample_weight),
+        )
         step = getattr(self._active, "step", None)
         with contextlib.nullcontext() if step is None else step.recorded():
             loss = super().compute_loss(
@@ -287,11 +291,11 @@ class FisherModel(keras.Model):
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         logs = super().compute_metrics(
             x,
-            metrics.label_of(y),
+            memorization.label_of(y),
             y_pred,
-            sample_weight=metrics.weight_of(sample_weight),
+            sample_weight=memorization.weight_of(sample_weight),
         )
-        if metrics.has_noise_mask(y):
+        if memorization.has_noise_mask(y):
             logs = {
                 **logs,
                 **self._memorization.update_state(y, y_pred, self.likelihood),
@@ -320,7 +324,10 @@ class FisherModel(keras.Model):
         # fails for parts of unequal sizes, and with several workers.
         strategy = self.distribute_strategy
         if iterator is not None and strategy.num_replicas_in_sync > 1:
-            iterator, data_batch = None, workers.first_batch(strategy, iterator)
+            iterator, data_batch = (
+                None,
+                replicas.first_batch(strategy, iterator),
+            )
         super()._maybe_symbolic_build(iterator, data_batch)
 
     def _build_before_tracing(self, iterator) -> None:
@@ -365,10 +372,10 @@ class FisherModel(keras.Model):
 
     def _check_labels(self, y) -> None:
         """Refuses labels that XLA would take without a word."""
-        outputs = likelihoods.symbolic_outputs(self.model)
+        outputs = structures.symbolic_outputs(self.model)
         known = self.likelihood is not None and outputs is not None
         if y is not None and known:
-            classes = outputs_lib.apply(lambda t: t.shape[-1], outputs)
+            classes = structures.apply(lambda t: t.shape[-1], outputs)
             self.likelihood.check_labels(y, classes)
 
     def _check_weights(self) -> None:

@@ -41,14 +41,14 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_fisher import checks
-from keras_fisher import forward as forward_lib
-from keras_fisher import gradients as gradients_lib
-from keras_fisher import likelihoods
-from keras_fisher import outputs as outputs_lib
-from keras_fisher import sampling
-from keras_fisher.forward import Forward
-from keras_fisher.likelihoods import Likelihood
+from keras_fisher._common import checks
+from keras_fisher._common import dtypes
+from keras_fisher._common import random_draws
+from keras_fisher._common import structures
+from keras_fisher._derivatives import forward as forward_lib
+from keras_fisher._derivatives import gradients as gradients_lib
+from keras_fisher._derivatives.forward import Forward
+from keras_fisher.likelihoods.base import Likelihood
 
 _METHODS = ("exact", "finite_difference")
 
@@ -239,24 +239,24 @@ class Penalty:
             ValueError: If a selected variable has no gradient, or if the
                 likelihood is not for as many outputs.
         """
-        outputs_lib.check(forward.part_outputs, likelihood)
+        likelihood.check_structure(forward.part_outputs)
         labels = self.labels(
             likelihood,
             forward.part_outputs,
-            forward.of_part(outputs_lib.apply(tf.convert_to_tensor, y)),
+            forward.of_part(structures.apply(tf.convert_to_tensor, y)),
             seed,
         )
 
-        dtype = likelihoods.compute_dtype(forward.dtype)
+        dtype = dtypes.at_least_single(forward.dtype)
         loss_scale = tf.cast(loss_scale, dtype)
 
         def gradient(tape, outputs, targets, weights):
             score = likelihood.score(labels, outputs, forward.mask, weights)
             return gradients_lib.vector_jacobian(
                 tape,
-                outputs_lib.leaves(outputs),
+                structures.leaves(outputs),
                 targets,
-                outputs_lib.leaves(score),
+                structures.leaves(score),
             )
 
         micro_batch = self._micro_batch_function(forward, gradient, loss_scale)
@@ -443,7 +443,7 @@ class FisherPenalty(Penalty):
     measures_trace = True
 
     def labels(self, likelihood, outputs, y, seed):
-        return likelihood.sample(outputs, sampling.draw(seed))
+        return likelihood.sample(outputs, random_draws.draw(seed))
 
 
 class TraceProbe(FisherPenalty):
@@ -482,7 +482,7 @@ class UniformLabelPenalty(Penalty):
     name = "uniform_label"
 
     def labels(self, likelihood, outputs, y, seed):
-        return likelihood.uniform(outputs, sampling.draw(seed))
+        return likelihood.uniform(outputs, random_draws.draw(seed))
 
 
 @keras.saving.register_keras_serializable(package="keras_fisher")

@@ -21,8 +21,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from keras_fisher import optional
-from keras_fisher import tags
+from keras_fisher._common import optional_imports
+from keras_fisher._tensorboard import tags
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -333,7 +333,7 @@ def trace_by_layer(
 
 
 def _imported(name: str) -> ModuleType:
-    return optional.imported(name, __name__)
+    return optional_imports.imported(name, __name__)
 
 
 def _axes(ax: Axes | None, height: float = 4.0) -> Axes:

@@ -27,7 +27,7 @@ import urllib.request
 
 from playwright import sync_api
 
-from keras_fisher import event_files
+from keras_fisher._tensorboard import event_files
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 _SECONDS = 90  # for whatever may be slow on a busy machine

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 
+import clusters
 import keras
 from matplotlib import colors
 from matplotlib import image
@@ -15,10 +16,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from tensorboard.backend.event_processing import event_accumulator
-from test_distribution import cluster
 
 import keras_fisher
-from keras_fisher import event_files
+from keras_fisher._tensorboard import event_files
 
 _ROOT = pathlib.Path(__file__).parent.parent
 
@@ -164,7 +164,7 @@ def test_train_by_two_workers(data_dir, tmp_path):
             text=True,
         )
 
-    workers = [start(config) for config in cluster(2)]
+    workers = [start(config) for config in clusters.cluster(2)]
     outputs = [worker.communicate(timeout=300)[0] for worker in workers]
     for worker, output in zip(workers, outputs):
         assert worker.returncode == 0, output[-3000:]

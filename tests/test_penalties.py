@@ -16,7 +16,7 @@ from keras_fisher import InputGradientPenalty
 from keras_fisher import UniformLabelPenalty
 from keras_fisher import likelihoods
 from keras_fisher import penalties
-from keras_fisher import sampling
+from keras_fisher._common import random_draws
 
 _SEED = 11
 _MODES = ("eager", "graph", "xla")
@@ -73,7 +73,7 @@ def _labels(model, x, rows=None):
     networks.restore(state)
     if rows is not None:
         outputs = tf.gather(outputs, rows)
-    return _CATEGORICAL.sample(outputs, sampling.draw(_SEED))
+    return _CATEGORICAL.sample(outputs, random_draws.draw(_SEED))
 
 
 def _relative(actual, expected):
@@ -209,7 +209,7 @@ def test_micro_batches_of_an_unknown_batch_size(name, mode):
 @pytest.mark.parametrize("mode", _MODES)
 @pytest.mark.parametrize("name", ["dense", "batch_norm", "embedding"])
 def test_fraction_equals_brute_force_on_the_rows_it_draws(name, mode):
-    start = sampling.integers([], networks.BATCH, sampling.draw(_SEED))
+    start = random_draws.integers([], networks.BATCH, random_draws.draw(_SEED))
     rows = (start + tf.range(3)) % networks.BATCH
     _check_against_brute_force(
         FisherPenalty(0.7, fraction=0.5), name, mode, [rows.numpy()]
@@ -557,7 +557,7 @@ def test_other_likelihoods_equal_brute_force(likelihood, mode):
     if mode != "eager":
         evaluate = tf.function(evaluate, jit_compile=mode == "xla")
     value, _, gradients = evaluate()
-    labels = likelihood.sample(model(x), sampling.draw(_SEED))
+    labels = likelihood.sample(model(x), random_draws.draw(_SEED))
 
     def expected():
         rows = [np.arange(networks.BATCH)]
@@ -580,7 +580,7 @@ def test_tokens_are_independent_parts_of_one_example():
     penalty = FisherPenalty(1.0)
     value = penalty(penalty.forward(model, x), _CATEGORICAL, seed=_SEED).value
     outputs = model(x)
-    labels = _CATEGORICAL.sample(outputs, sampling.draw(_SEED))
+    labels = _CATEGORICAL.sample(outputs, random_draws.draw(_SEED))
     score = tf.nn.softmax(outputs) - tf.one_hot(labels, 3, dtype="float64")
     kernel = np.einsum("bti,btc->ic", x, score) / 5
     bias = np.sum(score, axis=(0, 1)) / 5

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import keras
 
-from keras_fisher import checks
+from keras_fisher._common import checks
 from keras_fisher.applications import arguments
 from keras_fisher.applications import blocks
 

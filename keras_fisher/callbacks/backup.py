@@ -9,7 +9,7 @@ import tempfile
 import keras
 import tensorflow as tf
 
-from keras_fisher import workers
+from keras_fisher._training import replicas
 
 _BACKUP = re.compile(r"epoch-(\d+)/?")
 
@@ -55,7 +55,7 @@ class BackupAndRestore(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         last = max(self._epochs(), default=0)
-        mean = workers.mean(self.model.distribute_strategy, last)
+        mean = replicas.mean(self.model.distribute_strategy, last)
         if mean != last:
             raise ValueError(
                 "`backup_dir` must be a directory that all workers share. "
@@ -67,7 +67,7 @@ class BackupAndRestore(keras.callbacks.Callback):
             self._keras(self._path(last)).on_train_begin()
 
     def on_epoch_end(self, epoch, logs=None):
-        if not workers.writes(self.model.distribute_strategy):
+        if not replicas.writes(self.model.distribute_strategy):
             # Saving may need all workers: to read a variable, say.
             with tempfile.TemporaryDirectory() as unused:
                 self._keras(unused).on_epoch_end(epoch)
@@ -78,7 +78,7 @@ class BackupAndRestore(keras.callbacks.Callback):
         self._delete(old)
 
     def on_train_end(self, logs=None):
-        writes = workers.writes(self.model.distribute_strategy)
+        writes = replicas.writes(self.model.distribute_strategy)
         if self.delete_checkpoint and writes:
             self._delete(self._epochs())
 

@@ -11,18 +11,18 @@ import warnings
 import keras
 import tensorflow as tf
 
-from keras_fisher import checks
-from keras_fisher import event_files
-from keras_fisher import tags
-from keras_fisher import workers
-from keras_fisher.callbacks import hyperparameters as hyperparameters_lib
-from keras_fisher.callbacks import summaries
+from keras_fisher._common import checks
+from keras_fisher._measuring.probe import Probe
+from keras_fisher._measuring.sums import groups_of
+from keras_fisher._tensorboard import event_files
+from keras_fisher._tensorboard import hyperparameters as hyperparameters_lib
+from keras_fisher._tensorboard import summaries
+from keras_fisher._tensorboard import tags
+from keras_fisher._tensorboard.heat_map import HeatMap
+from keras_fisher._training import replicas
+from keras_fisher._training.train_function import step_of
 from keras_fisher.callbacks.early_phase import EarlyPhase
 from keras_fisher.callbacks.early_phase import check_model
-from keras_fisher.callbacks.heat_map import HeatMap
-from keras_fisher.callbacks.probe import Probe
-from keras_fisher.estimates import groups_of
-from keras_fisher.train_function import step_of
 
 
 class FisherTensorBoard(keras.callbacks.TensorBoard):
@@ -121,7 +121,7 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
 
     def set_model(self, model):
         check_model(model)
-        self._writes = workers.writes(model.distribute_strategy)
+        self._writes = replicas.writes(model.distribute_strategy)
         if self._writes:
             _check_writable(self.log_dir)
         # Keras draws graphs of Functional and Sequential models alone.

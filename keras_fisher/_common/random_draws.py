@@ -1,0 +1,147 @@
+"""Random draws that are the same eagerly, in a graph and under XLA.
+
+The 32-bit integers of Philox are the one random primitive of TensorFlow whose
+values do not depend on how the program is compiled (XLA turns the same bits
+into other floats); everything here is built on them.
+"""
+
+from __future__ import annotations
+
+import keras
+import tensorflow as tf
+
+from keras_fisher._common import checks
+
+# Seeds of replicas lie far apart, so that no other run is likely to hit them.
+_REPLICA_STRIDE = 0x3C6EF35F
+_OUTPUT_STRIDE = 0x510E527FADE682D1
+
+
+def draw(seed: int | keras.random.SeedGenerator) -> tf.Tensor:
+    """Draws the seed of one random operation.
+
+    Args:
+        seed: An integer, for the same draw every time, or a
+            `keras.random.SeedGenerator`, for the next of a sequence.
+
+    Returns:
+        An `int64` tensor of shape `(2,)`, different on every replica of a
+        `tf.distribute` strategy.
+    """
+    if isinstance(seed, keras.random.SeedGenerator):
+        state = tf.cast(seed.next(), tf.int64)
+    else:
+        # Any integer: its remainder is what fits.
+        seed = int(seed)
+        state = tf.constant([(seed + 2**63) % 2**64 - 2**63, 0], tf.int64)
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return state
+    replica = tf.cast(context.replica_id_in_sync_group, tf.int64)
+    return state + tf.stack([replica * _REPLICA_STRIDE, 0])
+
+
+def start(seed: int | None) -> int:
+    """The integer given, or a random one.
+
+    A random one follows `keras.utils.set_random_seed`.
+
+    Raises:
+        ValueError: If `seed` is not an integer of at least 0.
+    """
+    if seed is not None:
+        checks.integer("seed", seed, 0)
+    source = keras.random.SeedGenerator() if seed is None else seed
+    return int(draw(source)[0])
+
+
+def from_example(seed: tf.Tensor, first) -> tf.Tensor:
+    """A seed for part of a larger set of examples.
+
+    What is drawn with it has one row for each example, and the row of an
+    example is the same whatever the part that it is drawn in.
+
+    Args:
+        seed: `int64` tensor of shape `(2,)`, see `draw`.
+        first: Position in the whole set of the part's first example.
+
+    Returns:
+        An `int64` tensor of shape `(3,)`, to be used like a seed.
+    """
+    return tf.concat([seed, [tf.cast(first, tf.int64)]], axis=0)
+
+
+def of_output(seed: tf.Tensor, number: int) -> tf.Tensor:
+    """A seed for one of several outputs, that of the first the seed itself.
+
+    Args:
+        seed: See `draw` and `from_example`.
+        number: Position of the output.
+    """
+    stride = (number * _OUTPUT_STRIDE + 2**63) % 2**64 - 2**63
+    rest = [0] * (seed.shape[0] - 1)
+    return seed + tf.constant([stride, *rest], tf.int64)
+
+
+def _bits(shape, seed: tf.Tensor) -> tf.Tensor:
+    """Draws `uint32` integers, all of their bits random."""
+    if seed.shape[0] == 2:
+        return tf.random.stateless_uniform(
+            shape, seed, minval=None, maxval=None, dtype=tf.uint32, alg="philox"
+        )
+    # The generator makes four integers for each count; a row starts a new one.
+    shape = tf.convert_to_tensor(shape)
+    counts = (tf.reduce_prod(shape[1:]) + 3) // 4
+    key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=seed[:2])
+    skipped = tf.cast(seed[2] * tf.cast(counts, tf.int64), tf.uint64)
+    bits = tf.raw_ops.StatelessRandomUniformFullIntV2(
+        shape=tf.stack([shape[0], 4 * counts]),
+        key=key,
+        counter=counter + tf.stack([skipped, tf.zeros_like(skipped)]),
+        alg=1,  # Philox
+        dtype=tf.uint32,
+    )
+    return tf.reshape(bits[:, : tf.reduce_prod(shape[1:])], shape)
+
+
+def uniform(shape, seed: tf.Tensor, dtype=tf.float32) -> tf.Tensor:
+    """Draws from the multiples of 2**-24 in [0, 1), the same in any dtype.
+
+    Args:
+        shape: Shape of the result.
+        seed: See `draw` and `from_example`.
+        dtype: `float32` or `float64`; a smaller one has not all multiples.
+
+    Returns:
+        Tensor of the given shape and dtype.
+    """
+    leading = tf.bitwise.right_shift(
+        _bits(shape, seed), tf.constant(8, tf.uint32)
+    )
+    return tf.cast(tf.cast(leading, tf.int32), dtype) * 2.0**-24
+
+
+def _centred(shape, seed: tf.Tensor) -> tf.Tensor:
+    """Draws the middle of one of 2**24 cells of (0, 1): never 0, never 1."""
+    return uniform(shape, seed, tf.float64) + 2.0**-25
+
+
+def integers(shape, bound: int | tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Draws integers from 0 to `bound - 1`, each as likely as the others."""
+    bound = tf.cast(bound, tf.float64)
+    return tf.cast(uniform(shape, seed, tf.float64) * bound, tf.int32)
+
+
+def gumbel(shape, seed: tf.Tensor, dtype=tf.float32) -> tf.Tensor:
+    """Draws from the standard Gumbel distribution, finite values."""
+    return tf.cast(-tf.math.log(-tf.math.log(_centred(shape, seed))), dtype)
+
+
+def normal(shape, seed: tf.Tensor, dtype=tf.float32) -> tf.Tensor:
+    """Draws from the standard normal distribution, finite values."""
+    return tf.cast(tf.math.ndtri(_centred(shape, seed)), dtype)
+
+
+def permutation(size, seed: tf.Tensor) -> tf.Tensor:
+    """Draws an order of `range(size)`, each as likely as the others."""
+    return tf.argsort(uniform([size], seed), stable=True)

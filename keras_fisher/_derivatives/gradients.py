@@ -1,0 +1,319 @@
+"""Derivatives on tapes: squared norms, micro-batches, finite differences.
+
+Everything here works on tensors, tapes and functions; no model, likelihood
+or penalty is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Sequence
+import math
+
+import numpy as np
+import tensorflow as tf
+
+from keras_fisher._derivatives import second_derivatives
+
+Gradients = list  # of tensors, None where a source is not connected
+
+
+def vector_jacobian(
+    tape: tf.GradientTape,
+    outputs: tf.Tensor | list[tf.Tensor],
+    sources: Sequence,
+    cotangent: tf.Tensor | list[tf.Tensor],
+) -> Gradients:
+    """The gradient of ⟨cotangent, outputs⟩, itself differentiable.
+
+    Args:
+        tape: A persistent tape that has watched `sources` and recorded
+            `outputs`.
+        outputs: Tensor of any shape, or a list of them.
+        sources: Variables or tensors.
+        cotangent: Tensor of the shape and dtype of `outputs`, or a list.
+
+    Returns:
+        A list with a dense tensor for each source, or None for a source that
+        the outputs do not depend on.
+    """
+    if any(
+        map(second_derivatives.needs_graph_gradients, tf.nest.flatten(outputs))
+    ):
+        gradients = tf.gradients(outputs, sources, grad_ys=cotangent)
+    else:
+        gradients = tape.gradient(outputs, sources, output_gradients=cotangent)
+    return dense(gradients)
+
+
+def dense(gradients: Gradients) -> Gradients:
+    """Gradients as tensors; None stays.
+
+    An embedding's gradient repeats rows, which add up before the square.
+    """
+    return [
+        tf.convert_to_tensor(g) if isinstance(g, tf.IndexedSlices) else g
+        for g in gradients
+    ]
+
+
+def squared_norms(gradients: Gradients, scale=1.0) -> tf.Tensor:
+    """‖g/scale‖² of each gradient, in single precision or better.
+
+    Args:
+        gradients: Tensors of any shapes; None counts as zero.
+        scale: The loss scale that the gradients carry. It is taken out before
+            the square, which would overflow with it.
+
+    Returns:
+        Tensor of shape `(len(gradients),)`.
+    """
+    dtype = common_dtype(gradients)
+    inverse = 1.0 / tf.cast(scale, dtype)
+    return tf.stack([_squared_norm(g, inverse) for g in gradients])
+
+
+def _squared_norm(gradient: tf.Tensor | None, inverse: tf.Tensor) -> tf.Tensor:
+    if gradient is None:
+        return tf.zeros([], inverse.dtype)
+    # Never a square root: its derivative at zero is infinite.
+    return tf.reduce_sum(tf.square(tf.cast(gradient, inverse.dtype) * inverse))
+
+
+def squared_norms_alone(gradients: Gradients, scale=1.0) -> tf.Tensor:
+    """`squared_norms` of gradients that nothing else is computed from.
+
+    That of a dense layer's kernel is a product over the n examples,
+    g = Σ_i x_i δ_iᵀ, so that
+
+        ‖g‖² = Σ_ij (x_i · x_j) (δ_i · δ_j).
+
+    With its derivative, that takes 2 n² (d + k) multiplications for a kernel
+    of d by k weights, and ‖g‖² from g takes 3 n d k. Where these are more, g
+    is never computed. Shapes have to be known when a graph is traced.
+
+    Args:
+        gradients: As for `squared_norms`.
+        scale: As for `squared_norms`.
+
+    Returns:
+        Tensor of shape `(len(gradients),)`.
+    """
+    dtype = common_dtype(gradients)
+    inverse = 1.0 / tf.cast(scale, dtype)
+    norms = []
+    for gradient in gradients:
+        factors = _factors(gradient)
+        if factors is None:
+            norms.append(_squared_norm(gradient, inverse))
+        else:
+            x, above = (tf.cast(factor, dtype) for factor in factors)
+            norms.append(_norm_of_product(x, above * inverse))
+    return tf.stack(norms)
+
+
+def _factors(gradient: tf.Tensor | None) -> tuple | None:
+    """The x and δ of a gradient xᵀδ, if its norm is cheaper from these."""
+    if gradient is None or tf.executing_eagerly():
+        return None
+    operation = gradient.op
+    if not (
+        operation.type == "MatMul"
+        and operation.get_attr("transpose_a")
+        and not operation.get_attr("transpose_b")
+        and gradient.dtype in (tf.float32, tf.float64)
+    ):
+        return None
+    x, above = operation.inputs
+    n, d, k = x.shape[0], *gradient.shape
+    if None in (n, d, k) or 2 * n * (d + k) >= 3 * d * k:
+        return None
+    return x, above
+
+
+@tf.custom_gradient
+def _norm_of_product(x: tf.Tensor, above: tf.Tensor):
+    """‖xᵀδ‖², with the products that the derivative shares."""
+    of_x = tf.matmul(x, x, transpose_b=True)
+    of_above = tf.matmul(above, above, transpose_b=True)
+
+    def backward(upstream):
+        return (
+            2 * upstream * tf.matmul(of_above, x),
+            2 * upstream * tf.matmul(of_x, above),
+        )
+
+    return tf.reduce_sum(of_x * of_above), backward
+
+
+def has_finite_norm(gradients: Gradients) -> tf.Tensor:
+    """Whether the squared norm of all gradients is finite; None is zero.
+
+    It is not if there is a NaN or an infinity, nor if gradients are so large
+    that their squares overflow, of which optimizers make NaN
+    (`global_clipnorm`) or a variable that stands still for good (`Adam`).
+    """
+    dtype = common_dtype(gradients)
+    halves = [
+        tf.nn.l2_loss(tf.cast(g, dtype)) for g in gradients if g is not None
+    ]
+    return tf.math.is_finite(2.0 * tf.add_n(halves)) if halves else True
+
+
+def are_usable(value: tf.Tensor, gradients: Gradients) -> tf.Tensor:
+    """Whether a value and the squared norm of its gradients are finite."""
+    return tf.math.is_finite(value) & has_finite_norm(gradients)
+
+
+def replaced_unless(
+    condition: tf.Tensor, gradients: Gradients, value: float = 0.0
+) -> Gradients:
+    """The gradients if the condition holds, else `value`; None stays."""
+    return [
+        None if g is None else tf.where(condition, g, tf.cast(value, g.dtype))
+        for g in gradients
+    ]
+
+
+def common_dtype(gradients: Gradients) -> tf.DType:
+    """Double precision if any is in it, else single precision."""
+    if any(g is not None and g.dtype == tf.float64 for g in gradients):
+        return tf.float64
+    return tf.float32
+
+
+# Of a 16-bit gradient: far from the largest number, and from the smallest.
+_LARGEST_SCALED = 256.0
+
+
+def scale_for(cotangent: tf.Tensor, compute_dtype) -> tf.Tensor:
+    """The loss scale that a backward pass from `cotangent` needs.
+
+    Args:
+        cotangent: Where it starts, in 32 bits or more.
+        compute_dtype: The dtype of the layers it goes through.
+
+    Returns:
+        A power of two, of the dtype of `cotangent`; 1 for all but 16 bits.
+    """
+    if tf.as_dtype(compute_dtype).size >= 4:
+        return tf.ones([], cotangent.dtype)
+    largest = tf.reduce_max(tf.abs(cotangent))
+    tiny = tf.cast(1e-6, cotangent.dtype)
+    power = tf.math.log(_LARGEST_SCALED / tf.maximum(largest, tiny))
+    return tf.pow(tf.cast(2, cotangent.dtype), tf.floor(power / math.log(2.0)))
+
+
+def sum_over_micro_batches(
+    function: Callable[[tf.Tensor, tf.Tensor], list],
+    size: int | tf.Tensor,
+    micro_batch_size: int | None,
+    dtype,
+) -> list:
+    """Adds up `function` over consecutive micro-batches.
+
+    Args:
+        function: Takes the weights of the examples, of shape `(size,)` (1/b
+            in a micro-batch of b examples and 0 outside of it), and b;
+            returns a list of tensors whose shapes and dtypes are always the
+            same.
+        size: Number of examples.
+        micro_batch_size: Examples in each micro-batch but the last, which
+            takes what is left; None for a single one.
+        dtype: Dtype of the weights and of b.
+
+    Returns:
+        The sums, as a list.
+    """
+    if micro_batch_size is None:
+        count = tf.cast(size, dtype)
+        return function(tf.fill([size], 1.0 / count), count)
+
+    positions = tf.range(size)
+
+    def micro_batch(begin):
+        end = tf.minimum(begin + micro_batch_size, size)
+        count = tf.cast(end - begin, dtype)
+        inside = (positions >= begin) & (positions < end)
+        return function(tf.cast(inside, dtype) / count, count)
+
+    def add(sums, begin):
+        return [a + b for a, b in zip(sums, micro_batch(begin))]
+
+    sums = micro_batch(0)
+    if not tf.is_tensor(size):
+        for begin in range(micro_batch_size, size, micro_batch_size):
+            sums = add(sums, begin)
+        return sums
+
+    _, *sums = tf.while_loop(
+        lambda begin, *_: begin < size,
+        lambda begin, *sums: (begin + micro_batch_size, *add(sums, begin)),
+        [tf.constant(micro_batch_size), *sums],
+        # XLA sizes the memory of the second derivative by it.
+        maximum_iterations=size // micro_batch_size,
+        # One micro-batch's activations in memory at a time.
+        parallel_iterations=1,
+    )
+    return sums
+
+
+def difference_step(direction: Gradients, at: Sequence, dtype) -> tf.Tensor:
+    """The step ε of a forward difference along `direction`.
+
+    Rounding errors shrink with a larger step, the error of the difference
+    grows: √u (1 + ‖θ‖) / ‖direction‖, with u the rounding unit, balances both
+    up to a factor (Nocedal & Wright, *Numerical Optimization*, section 8.1),
+    which is 0.1 by measurement over layer types.
+
+    Args:
+        direction: Tensors of the shapes of `at`, or None.
+        at: The tensors to be moved.
+        dtype: The dtype in which the gradient is computed.
+
+    Returns:
+        A finite scalar of the dtype of the squared norms.
+    """
+    unit = tf.as_dtype(dtype).as_numpy_dtype
+    unit = float(np.finfo(unit).eps if dtype != "bfloat16" else 2.0**-7)
+    length = tf.sqrt(tf.reduce_sum(squared_norms(direction)))
+    size = tf.sqrt(tf.reduce_sum(squared_norms([tf.identity(a) for a in at])))
+    tiny = np.finfo(length.dtype.as_numpy_dtype).tiny
+    size = tf.cast(size, length.dtype)
+    return (
+        0.1 * np.sqrt(unit) * (1.0 + size) / tf.maximum(length, np.sqrt(tiny))
+    )
+
+
+def with_gradient(
+    value: tf.Tensor, variables: Sequence, gradients: Gradients
+) -> tf.Tensor:
+    """Gives `value` a gradient that was computed in another way.
+
+    Args:
+        value: Scalar.
+        variables: Variables or tensors.
+        gradients: A tensor of its shape for each variable, or None.
+
+    Returns:
+        A scalar with the value of `value`, whose derivative with respect to
+        each variable is the tensor given for it, and constant otherwise.
+    """
+    connected = [
+        (tf.convert_to_tensor(v), g)
+        for v, g in zip(variables, gradients)
+        if g is not None
+    ]
+
+    @tf.custom_gradient
+    def attach(value, *tensors):
+        def backward(upstream):
+            return tf.zeros_like(value), *[
+                tf.cast(upstream, t.dtype) * tf.cast(g, t.dtype)
+                for t, (_, g) in zip(tensors, connected)
+            ]
+
+        return tf.identity(value), backward
+
+    # Nothing flows through the value, nor through how it came about.
+    return attach(tf.stop_gradient(value), *[tensor for tensor, _ in connected])

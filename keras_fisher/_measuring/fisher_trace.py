@@ -1,0 +1,446 @@
+"""Tr(F): the trace of the Fisher Information Matrix of a model on data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import math
+from typing import Any
+import weakref
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_fisher import likelihoods
+from keras_fisher._common import checks
+from keras_fisher._common import random_draws
+from keras_fisher._common import structures
+from keras_fisher._derivatives import forward as forward_lib
+from keras_fisher._derivatives import gradients as gradients_lib
+from keras_fisher._measuring import batches as batches_lib
+from keras_fisher._measuring import function_cache
+from keras_fisher._measuring import per_example
+from keras_fisher._measuring.sums import Sums
+from keras_fisher._training import memorization
+from keras_fisher.estimates import Estimate
+from keras_fisher.estimates import Estimates
+from keras_fisher.likelihoods.base import Likelihood
+
+_ESTIMATORS = ("monte_carlo", "exact", "empirical", "batch")
+_BY = ("total", "layer", "variable", "example")
+# Examples of a batch that are drawn a second time, for the standard error.
+_LEAST_PAIRS, _SHARE_OF_PAIRS = 8, 1 / 16
+# Backward passes that share a forward pass and stand in memory together. From
+# `_MANY` passes on, batches are cut up in turn.
+_MOST_TOGETHER, _MANY, _PIECES = 9, 4, 4
+# Draws that one call of a compiled function makes.
+_MOST_DRAWS = 7 * _MOST_TOGETHER
+
+
+def fisher_trace(
+    model: keras.Model,
+    x: Any,
+    y: Any = None,
+    *,
+    estimator: str = "monte_carlo",
+    num_samples: int = 1,
+    by: str = "total",
+    likelihood: Any = "auto",
+    batch_size: int | None = None,
+    training: bool = False,
+    seed: int | None = None,
+    verbose: str | int = "auto",
+) -> Estimate | dict[str, Estimate] | Estimates:
+    """Tr(F), the trace of the Fisher Information Matrix, on given data.
+
+    With g(x, y) = ∇_θ [-log p_θ(y|x)], θ the trainable variables and N
+    examples x_i,
+
+        Tr(F) = (1/N) Σ_i E_{ŷ~p_θ(y|x_i)} ‖g(x_i, ŷ)‖².
+
+    Source: Jastrzebski et al., *Catastrophic Fisher Explosion*, ICML 2021,
+    section 2.
+
+    | `estimator` | what it computes | unbiased | passes |
+    |---|---|---|---|
+    | `"monte_carlo"` | mean of ‖g(x_i, ŷ_i)‖², ŷ_i drawn | yes | 1 |
+    | `"exact"` | the expectation over ŷ | no error | C - 1 |
+    | `"empirical"` | mean of ‖g(x_i, y_i)‖², y_i given | not Tr(F) | 1 |
+    | `"batch"` | B ‖(1/B) Σ_i g(x_i, ŷ_i)‖² in each batch | yes | 1 |
+
+    Passes are backward passes for each batch and sample; there is one forward
+    pass. `"exact"` takes one less than there are classes, times the tokens or
+    pixels of an example; with the other likelihoods, one for each output. The
+    error of `"batch"` is tens of percent, but it needs no gradient of single
+    examples, and so holds with batch normalization in training mode.
+
+    Args:
+        model: A Keras model, or any layer. Several outputs are parts of one
+            example, and need a likelihood for each.
+        x: A batch or a longer array of inputs (or a list or dict of arrays),
+            or a batched `tf.data.Dataset` of `x`, `(x, y)` or
+            `(x, y, sample_weight)`, which is read once. Weights are not used.
+        y: Labels, for `"empirical"`, if x is not a data set.
+        estimator: See the table.
+        num_samples: Draws of ŷ for each example.
+        by: `"total"`; `"layer"` or `"variable"` for a dict by their paths,
+            which sums to the total; `"example"` for a vector whose mean is
+            the total.
+        likelihood: p_θ(y|x) given the outputs, as
+            `keras_fisher.likelihoods.of_model` takes it. `"auto"` goes by
+            the compiled loss.
+        batch_size: Examples computed at once, if x is not a data set; all by
+            default.
+        training: The mode the model is called in. Its state does not change.
+        seed: Integer that the draws start from. With `"monte_carlo"`, the
+            same seed gives the same figure however the data are batched.
+        verbose: 0 for no progress bar, 1 for one, `"auto"` for one that
+            appears if the work takes longer than two seconds.
+
+    Returns:
+        An `Estimate` (a float with a `standard_error`), a dict of them, or
+        for `by="example"` `Estimates` (an array of shape `(N,)` with one).
+        The standard error is that of drawing labels, with the data as they
+        are. With `num_samples=1`, `"monte_carlo"` finds it from some examples
+        (at least 8 in a batch, and a sixteenth of it) that are drawn a second
+        time; the error of single examples and of `"batch"` is then NaN: one
+        draw says nothing of its spread.
+
+    Raises:
+        ValueError: If an argument is not as described; if the model has no
+            trainable variable, or outputs that the likelihood does not expect;
+            if the gradient of a single example does not exist (batch
+            normalization in training mode).
+
+    Example:
+    ```python
+    trace = keras_fisher.fisher_trace(model, x)
+    print(trace, trace.standard_error)
+    for layer, share in keras_fisher.fisher_trace(
+        model, dataset, by="layer"
+    ).items():
+        print(layer, share / trace)
+    ```
+    """
+    checks.choice("estimator", estimator, _ESTIMATORS)
+    checks.choice("by", by, _BY)
+    checks.integer("num_samples", num_samples, 1)
+    if estimator == "batch" and by == "example":
+        raise ValueError(
+            '`estimator="batch"` computes no gradients of single examples. '
+            'Received: by="example". Use `estimator="monte_carlo"`.'
+        )
+    seed = random_draws.start(seed)
+    batches = batches_lib.Batches(x, y, batch_size, verbose)
+    likelihood = likelihoods.of_model(likelihood, model)
+    prepare(model, batches.first[0])
+    draws = num_samples if estimator in ("monte_carlo", "batch") else 1
+    sums = Sums(model.trainable_variables, by)
+    measure = function_cache.kept(
+        model,
+        (
+            "fisher_trace",
+            type(likelihood),
+            repr(likelihood),
+            estimator,
+            bool(training),
+        ),
+        lambda: _Measure(model, likelihood, estimator, bool(training)),
+    )
+    position = 0
+    for inputs, labels, _ in batches:
+        size = batches_lib.size_of(inputs)
+        labels = _given(labels) if estimator == "empirical" else None
+        values, again = measure(inputs, labels, seed, position, draws)
+        sums.add(values, again, size)
+        position += size
+    return sums.result(has_error=estimator in ("monte_carlo", "batch"))
+
+
+class _Measure:
+    """Measures batches of one model in one way."""
+
+    def __init__(
+        self, model, likelihood: Likelihood, estimator: str, training: bool
+    ):
+        # A weak reference, or the model would live as long as the program.
+        self._model = weakref.ref(model)
+        self._likelihood = likelihood
+        self._estimator = estimator
+        self._training = training
+        self._functions: dict[tuple, Callable] = {}
+        self._classes: int | None = None
+        self._factors: int | None = None
+        self._one_by_one: frozenset[int] | None = None
+
+    def __call__(
+        self, x: Any, y: Any, seed: int, position: int, draws: int
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Measures one batch.
+
+        Args:
+            x: Inputs.
+            y: Labels, or None where none are needed.
+            seed: What draws start from.
+            position: Number of examples in the batches before.
+            draws: Draws of labels for each example.
+
+        Returns:
+            What `Sums.add` takes.
+        """
+        if self._classes is None:
+            self._inspect(x)
+        if y is not None:
+            given = structures.apply(lambda t: t.numpy(), y)
+            self._likelihood.check_labels(given, self._classes)
+        if self._estimator == "batch" or self._passes(draws) < _MANY:
+            return self._measure(x, y, seed, position, draws)
+        size = batches_lib.size_of(x)
+        length = -(-size // _PIECES)
+        pieces = []
+        for begin in range(0, size, length):
+            piece = batches_lib.part((x, y), begin, begin + length)
+            values, _ = self._measure(*piece, seed, position + begin, draws)
+            pieces.append(values)
+        return np.concatenate(pieces, axis=1), None
+
+    def _inspect(self, x: Any) -> None:
+        """Looks at outputs, and refuses what the likelihood does not expect."""
+        one = keras.tree.map_structure(lambda t: t[:1], x)
+        outputs = self._model()(one, training=False)
+        self._likelihood.check_structure(outputs)
+        self._likelihood.check(outputs)
+        self._classes = structures.apply(lambda t: t.shape[-1], outputs)
+        if self._estimator == "exact":
+            self._factors, _ = self._likelihood.fisher_factors(outputs)
+
+    def _passes(self, draws: int) -> int:
+        """Number of backward passes."""
+        return draws if self._factors is None else self._factors
+
+    def _measure(self, x, y, seed, position, draws):
+        with_pairs = draws == 1 and self._estimator == "monte_carlo"
+        values, again = [], None
+        for first in range(0, draws, _MOST_DRAWS):
+            count = min(_MOST_DRAWS, draws - first)
+            found = self._function(x, y, count, with_pairs)(
+                x,
+                y,
+                tf.constant([seed, first], tf.int64),
+                tf.constant(position, tf.int64),
+            )
+            values.append(found["values"].numpy())
+            if with_pairs:
+                again = found["again"].numpy()
+        return np.concatenate(values), again
+
+    def _function(self, x, y, draws: int, with_pairs: bool) -> Callable:
+        shapes = tuple(
+            (tuple(t.shape), t.dtype)
+            for t in keras.tree.flatten((x, y))
+            if t is not None
+        )
+        key = (shapes, draws, with_pairs)
+        if key not in self._functions:
+            self._functions[key] = self._compiled(x, draws, with_pairs)
+        return self._functions[key]
+
+    def _compiled(self, x: Any, draws: int, with_pairs: bool) -> Callable:
+        record = self._recorder(x, draws, with_pairs)
+
+        def measure(x, y, seed, position):
+            size, rows = batches_lib.size_of(x), None
+            if with_pairs:
+                x, rows = _with_pairs(x, seed)
+            recording = record(x)
+            norms = self._norms(recording, size, y, seed, position, draws)
+            if not with_pairs:
+                return {"values": norms}
+            first = tf.gather(norms[0], rows)
+            return {
+                "values": norms[:, :size],
+                "again": tf.stack([first, norms[0, size:]]),
+            }
+
+        return tf.function(
+            measure,
+            jit_compile=function_cache.uses_xla(self._model()),
+            autograph=False,
+        )
+
+    def _recorder(self, x: Any, draws: int, with_pairs: bool) -> Callable:
+        """Function that runs the model on inputs."""
+        model, training = self._model(), self._training
+        if self._estimator == "batch":
+            return lambda x: _WholeBatch(self._model(), x, training)
+        if with_pairs:
+            x, _ = _with_pairs(x, tf.zeros([2], tf.int64))
+        layout = per_example.layout_for(model, x, training)
+        if self._one_by_one is None:
+            self._one_by_one = per_example.untrusted(model, x, layout, training)
+        return lambda x: per_example.Recording(
+            self._model(),
+            x,
+            layout,
+            training=training,
+            passes=self._passes(draws),
+            one_by_one=self._one_by_one,
+        )
+
+    def _norms(self, recording, size, y, seed, position, draws) -> tf.Tensor:
+        """Squared norms, of shape `(draws, examples, variables)`."""
+        likelihood, mask = self._likelihood, recording.mask
+        # Scores at 16-bit outputs are wanted in 32 bits.
+        outputs = structures.split(recording.outputs, recording.structure)
+
+        def score(labels):
+            return structures.join(likelihood.score(labels, outputs, mask))
+
+        if self._estimator == "empirical":
+            return recording.squared_norms(score(y))
+        if self._estimator == "exact":
+            count, factor = likelihood.fisher_factors(outputs, mask)
+            return _sum_over(
+                lambda k: structures.join(factor(k)), count, recording
+            )
+
+        def score_of_draw(k):
+            return score(_draw(likelihood, outputs, size, seed, k, position))
+
+        return _stack_over(score_of_draw, draws, recording)
+
+
+def _draw(likelihood, outputs, size, seed, k, position) -> tf.Tensor:
+    """Labels of draw k; of examples behind the first `size` another one."""
+    seed += tf.stack([tf.constant(0, tf.int64), tf.cast(k, tf.int64)])
+    seed = random_draws.from_example(seed, position)
+    labels = likelihood.sample(
+        structures.apply(lambda t: t[:size], outputs), seed
+    )
+    if structures.leaves(outputs)[0].shape[0] == size:
+        return labels
+    another = likelihood.sample(
+        structures.apply(lambda t: t[size:], outputs),
+        seed + tf.constant([0, 1, 0], tf.int64),
+    )
+    return keras.tree.map_structure(
+        lambda *parts: None if parts[0] is None else tf.concat(parts, axis=0),
+        labels,
+        another,
+    )
+
+
+class _WholeBatch:
+    """A forward pass, ready for the squared norm of the mean gradient.
+
+    As `per_example.Recording`, with one row for all examples: B ‖ĝ‖².
+    """
+
+    def __init__(self, model, x: Any, training: bool):
+        call = per_example.recorded_call(model, x, training)
+        self._weights, self._tape = call.weights, call.tape
+        self.structure, self.outputs = call.structure, call.outputs
+        self.mask = structures.apply(forward_lib.keras_mask, self.structure)
+        self._compute_dtype = model.compute_dtype
+        self._size = batches_lib.size_of(x)
+
+    def squared_norms(self, *cotangents: tf.Tensor) -> tf.Tensor:
+        return tf.stack([self._squared_norms(c) for c in cotangents])
+
+    def _squared_norms(self, cotangent: tf.Tensor) -> tf.Tensor:
+        cotangent /= self._size
+        scale = gradients_lib.scale_for(cotangent, self._compute_dtype)
+        gradients = self._tape.gradient(
+            self.outputs,
+            self._weights,
+            output_gradients=tf.cast(cotangent * scale, self.outputs.dtype),
+        )
+        gradients = gradients_lib.dense(gradients)
+        return self._size * gradients_lib.squared_norms(gradients, scale)[None]
+
+
+def _with_pairs(x: Any, seed: tf.Tensor) -> tuple[Any, tf.Tensor]:
+    """Appends some of the examples again; returns which ones."""
+    size = batches_lib.size_of(x)
+    count = min(size, max(_LEAST_PAIRS, math.ceil(_SHARE_OF_PAIRS * size)))
+    # Drawn with a seed that no labels are drawn with.
+    rows = random_draws.permutation(size, seed - 1)[:count]
+    return keras.tree.map_structure(
+        lambda t: tf.concat([t, tf.gather(t, rows)], axis=0), x
+    ), rows
+
+
+def _in_groups(cotangent: Callable, count: int, recording):
+    """Cuts passes into groups of one size, the last one running over.
+
+    Returns:
+        The number of groups, their size, and a function of the number of a
+        group that returns the squared norms of its passes.
+    """
+    groups = math.ceil(count / _MOST_TOGETHER)
+    together = math.ceil(count / groups)
+
+    def norms(group):
+        return recording.squared_norms(
+            *[cotangent(group * together + j) for j in range(together)]
+        )
+
+    return groups, together, norms
+
+
+def _sum_over(cotangent: Callable, count: int, recording) -> tf.Tensor:
+    """Σ_k of the squared norms for cotangent(k), with a first axis of 1."""
+    groups, together, norms = _in_groups(cotangent, count, recording)
+
+    def of_group(group):
+        found = norms(group)
+        exists = group * together + tf.range(together) < count
+        return tf.tensordot(tf.cast(exists, found.dtype), found, 1)[None]
+
+    first = of_group(0)
+    if groups == 1:
+        return first
+    return tf.while_loop(
+        lambda group, _: group < groups,
+        lambda group, total: (group + 1, total + of_group(group)),
+        [tf.constant(1), first],
+        parallel_iterations=1,
+    )[1]
+
+
+def _stack_over(cotangent: Callable, count: int, recording) -> tf.Tensor:
+    """The squared norms for cotangent(0), ..., cotangent(count - 1)."""
+    groups, _, norms = _in_groups(cotangent, count, recording)
+    first = norms(0)
+    if groups == 1:
+        return first
+    rest = tf.map_fn(
+        norms,
+        tf.range(1, groups),
+        fn_output_signature=first.dtype,
+        parallel_iterations=1,
+    )
+    found = tf.concat([first[None], rest], axis=0)
+    return tf.reshape(found, [-1, *first.shape[1:]])[:count]
+
+
+def _given(y: Any) -> tf.Tensor:
+    y = memorization.label_of(y)
+    if y is None:
+        raise ValueError(
+            '`estimator="empirical"` takes the gradients with the labels of '
+            "the data set, but no `y` was given. Pass `y`, or use "
+            '`estimator="monte_carlo"`, which draws labels from the model.'
+        )
+    return structures.apply(tf.convert_to_tensor, y)
+
+
+def prepare(model: Any, x: Any) -> None:
+    """Builds a model, and refuses it if nothing can be measured."""
+    if not model.built:
+        model(x)
+    if not model.trainable_variables:
+        raise ValueError(
+            "No variable of the model is trainable, so its Fisher "
+            f"information is empty. Received: {model.name}. Unfreeze a layer."
+        )

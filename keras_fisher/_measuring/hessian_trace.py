@@ -1,0 +1,331 @@
+"""Tr(H): how curved the loss is, by Hutchinson's estimator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import math
+from typing import Any
+import weakref
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_fisher import likelihoods
+from keras_fisher._common import checks
+from keras_fisher._common import random_draws
+from keras_fisher._common import structures
+from keras_fisher._derivatives import gradients as gradients_lib
+from keras_fisher._derivatives import second_derivatives
+from keras_fisher._measuring import batches as batches_lib
+from keras_fisher._measuring import function_cache
+from keras_fisher._measuring.fisher_trace import prepare
+from keras_fisher._training import memorization
+from keras_fisher.estimates import Estimate
+
+# Fewer samples say too little of their own spread to stop by it.
+_LEAST_PROBES = 8
+_MOST_TOGETHER = 8
+# For gradients in 16 bits.
+_LOSS_SCALE = 256.0
+
+
+def hessian_trace(
+    model: keras.Model,
+    x: Any,
+    y: Any = None,
+    *,
+    loss: Any = None,
+    num_probes: int = 100,
+    tolerance: float | None = 0.05,
+    batch_size: int | None = None,
+    seed: int | None = None,
+    verbose: str | int = "auto",
+) -> Estimate:
+    """Tr(H), the trace of the Hessian of the loss, on given data.
+
+    H is the matrix of second derivatives of the loss L by the trainable
+    variables. With probes v of random signs, E[v vᵀ] is the identity, so
+
+        Tr(H) = E_v [vᵀ H v],    H v = ∇_θ ⟨∇_θ L, v⟩.
+
+    On several batches, L is the mean over examples, and each batch has probes
+    of its own. The model is called with `training=False`.
+
+    Source: Hutchinson, *A stochastic estimator of the trace of the influence
+    matrix for Laplacian smoothing splines*, 1990; in Jastrzebski et al., ICML
+    2021, Tr(H) tells how flat the minimum is.
+
+    Args:
+        model: A compiled Keras model, or any with `loss`.
+        x: A batch or a longer array of inputs (or a list or dict of arrays),
+            or a batched `tf.data.Dataset` of `(x, y)` or
+            `(x, y, sample_weight)`, which is read once for every eight
+            probes.
+        y: Labels, if x is not a data set.
+        loss: A Keras loss, its name, or a function of `(y_true, y_pred)`;
+            its mean over examples is taken. None for what the model is
+            trained on: its compiled loss with its regularization losses, and
+            without a Fisher penalty.
+        num_probes: The most probes to take.
+        tolerance: Stop when the standard error is below this share of the
+            estimate; None to take all probes.
+        batch_size: Examples computed at once, if x is not a data set; all by
+            default.
+        seed: Integer that the probes start from.
+        verbose: 0 for no progress bar, 1 for one, `"auto"` for one that
+            appears if reading the data once takes longer than two seconds.
+
+    Returns:
+        An `Estimate`: a float with a `standard_error`, that of the random
+        probes; NaN for a single one.
+
+    Raises:
+        ValueError: If an argument is not as described, if there is no loss,
+            or if the model has no trainable variable.
+    """
+    checks.integer("num_probes", num_probes, 1)
+    if tolerance is not None:
+        checks.number(
+            "tolerance",
+            tolerance,
+            lambda t: 0 < t < math.inf,
+            "a positive, finite number or None",
+        )
+    seed = random_draws.start(seed)
+    batches = batches_lib.Batches(x, y, batch_size, verbose)
+    prepare(model, batches.first[0])
+    if batches.first[1] is None:
+        raise ValueError(
+            "No labels were given, but the loss needs them. Pass `y`, or a "
+            "data set of `(x, y)`."
+        )
+    loss_of = _loss_function(model, loss)
+    measure = function_cache.kept(
+        model,
+        ("hessian_trace", id(loss), id(getattr(model, "loss", None))),
+        lambda: _Curvature(model, loss_of),
+    )
+    check_labels = _label_check(model, loss, batches.first[0])
+    samples = np.zeros([0])
+    while len(samples) < num_probes:
+        count = min(_MOST_TOGETHER, num_probes - len(samples))
+        total, examples = np.zeros([count]), 0
+        for k, batch in enumerate(batches):
+            check_labels(batch[1])
+            size = batches_lib.size_of(batch[0])
+            of_batch = tf.constant([seed, len(samples) + (k << 32)], tf.int64)
+            total += size * measure(*batch, of_batch, count)
+            examples += size
+        samples = np.concatenate([samples, total / examples])
+        if tolerance is not None and len(samples) >= _LEAST_PROBES:
+            estimate = _estimate(samples)
+            if estimate.standard_error <= tolerance * abs(estimate):
+                break
+    return _estimate(samples)
+
+
+def _estimate(samples: np.ndarray) -> Estimate:
+    if len(samples) == 1:
+        return Estimate(samples[0], math.nan)
+    error = samples.std(ddof=1) / math.sqrt(len(samples))
+    return Estimate(samples.mean(), error)
+
+
+class _Curvature:
+    """vᵀ H v on batches of one model, for several probes at once."""
+
+    def __init__(self, model, loss_of: Callable):
+        # A weak reference, or the model would live as long as the program.
+        self._model = weakref.ref(model)
+        self._loss_of = loss_of
+        self._has_second_derivative = True
+        self._function = self._compiled()
+
+    def __call__(self, x, y, sample_weight, seed, count: int) -> np.ndarray:
+        arguments = x, y, sample_weight, seed
+        try:
+            return self._function(*arguments, count).numpy()
+        except LookupError:
+            # A layer without second derivative, as recurrent ones.
+            self._has_second_derivative = False
+            self._function = self._compiled()
+            return self._function(*arguments, count).numpy()
+
+    def _compiled(self) -> Callable:
+        def curvatures(x, y, sample_weight, seed, count):
+            function = (
+                self._exact if self._has_second_derivative else self._difference
+            )
+            return function(x, y, sample_weight, seed, count)
+
+        return tf.function(
+            curvatures,
+            jit_compile=function_cache.uses_xla(self._model()),
+            autograph=False,
+        )
+
+    def _values(self) -> list[tf.Tensor]:
+        variables = self._model().trainable_variables
+        return [tf.identity(v.value) for v in variables]
+
+    def _loss(self, weights, x, y, sample_weight) -> tf.Tensor:
+        model = self._model()
+        mapping = [*zip(model.trainable_variables, weights)]
+        with keras.StatelessScope(state_mapping=mapping):
+            outputs = model(x, training=False)
+            return self._loss_of(model, x, y, outputs, sample_weight)
+
+    def _gradient(self, weights, x, y, sample_weight) -> list[tf.Tensor]:
+        """∇L at `weights`, differentiable; without loss scale."""
+        tape = tf.GradientTape(persistent=True, watch_accessed_variables=False)
+        with tape, second_derivatives.exact():
+            for weight in weights:
+                tape.watch(weight)
+            loss = self._loss(weights, x, y, sample_weight)
+        scale = 1.0
+        if tf.as_dtype(self._model().compute_dtype).size < 4:
+            scale = _LOSS_SCALE
+        gradients = gradients_lib.vector_jacobian(
+            tape, loss, weights, scale * tf.ones_like(loss)
+        )
+        return [
+            tf.zeros_like(w) if g is None else g / tf.cast(scale, g.dtype)
+            for w, g in zip(weights, gradients)
+        ]
+
+    def _exact(self, x, y, sample_weight, seed, count):
+        weights = self._values()
+        tape = tf.GradientTape(persistent=True, watch_accessed_variables=False)
+        with tape:
+            for weight in weights:
+                tape.watch(weight)
+            gradients = self._gradient(weights, x, y, sample_weight)
+
+        def curvature(k):
+            probe = _probe(weights, seed, k)
+            products = tape.gradient(
+                gradients,
+                weights,
+                output_gradients=probe,
+                unconnected_gradients=tf.UnconnectedGradients.ZERO,
+            )
+            return _inner_product(probe, gradients_lib.dense(products))
+
+        return _for_each(curvature, count, weights)
+
+    def _difference(self, x, y, sample_weight, seed, count):
+        """(∇L(θ + εv) - ∇L(θ - εv)) / 2ε in place of H v."""
+        weights = self._values()
+
+        def curvature(k):
+            probe = _probe(weights, seed, k)
+            step = _step(weights)
+            ahead, behind = (
+                self._gradient(
+                    [
+                        w + tf.cast(s, w.dtype) * v
+                        for w, v in zip(weights, probe)
+                    ],
+                    x,
+                    y,
+                    sample_weight,
+                )
+                for s in (step, -step)
+            )
+            change = [a - b for a, b in zip(ahead, behind)]
+            return _inner_product(probe, change) / (2.0 * step)
+
+        return _for_each(curvature, count, weights)
+
+
+def _probe(weights: list, seed: tf.Tensor, k: tf.Tensor) -> list[tf.Tensor]:
+    """Random signs, of the shapes of the weights; another draw for each k."""
+    probe = []
+    for i, weight in enumerate(weights):
+        shift = tf.stack([tf.constant(i << 32, tf.int64), tf.cast(k, tf.int64)])
+        is_one = random_draws.uniform(tf.shape(weight), seed + shift) < 0.5
+        probe.append(tf.where(is_one, tf.ones_like(weight), -1.0))
+    return probe
+
+
+def _inner_product(a: list, b: list) -> tf.Tensor:
+    dtype = gradients_lib.common_dtype(a)
+    return tf.add_n(
+        [
+            tf.reduce_sum(tf.cast(u, dtype) * tf.cast(v, dtype))
+            for u, v in zip(a, b)
+        ]
+    )
+
+
+def _for_each(function: Callable, count: int, weights: list) -> tf.Tensor:
+    return tf.map_fn(
+        function,
+        tf.range(count),
+        fn_output_signature=gradients_lib.common_dtype(weights),
+        parallel_iterations=1,
+    )
+
+
+def _step(weights: list) -> tf.Tensor:
+    """ε of a central difference along a probe, whose entries are ±1.
+
+    The cube root of the rounding unit times the typical size of a weight
+    balances rounding errors with those of the difference.
+    """
+    dtype = gradients_lib.common_dtype(weights)
+    squares = tf.reduce_sum(gradients_lib.squared_norms(weights))
+    size = sum(w.shape.num_elements() for w in weights)
+    typical = tf.sqrt(tf.cast(squares, dtype) / size)
+    unit = np.finfo(dtype.as_numpy_dtype).eps
+    return unit ** (1 / 3) * (0.1 + typical)
+
+
+def _label_check(model: Any, loss: Any, x: Any) -> Callable:
+    """Function that refuses labels which the loss cannot take."""
+    try:
+        loss = model.loss if loss is None else loss
+        likelihood = likelihoods.of_model(loss, model)
+    except ValueError:
+        # Other losses are free to take any labels.
+        return lambda y: None
+    classes = structures.apply(
+        lambda outputs: outputs.shape[-1],
+        model(batches_lib.part(x, 0, 1), training=False),
+    )
+    return lambda y: likelihood.check_labels(
+        structures.apply(np.asarray, memorization.label_of(y)), classes
+    )
+
+
+def _loss_function(model: Any, loss: Any) -> Callable:
+    """Function of model, x, y, outputs and weights that gives the mean loss."""
+    if loss is None:
+        if getattr(model, "loss", None) is None:
+            raise ValueError(
+                "The model is not compiled, so there is no loss to "
+                "differentiate. Call `compile(loss=...)`, or pass `loss=`."
+            )
+        return lambda model, x, y, outputs, weight: model.compute_loss(
+            x, y, outputs, weight, training=False
+        )
+    loss = keras.losses.get(loss)
+
+    def mean_loss(model, x, y, outputs, sample_weight):
+        if not tf.is_tensor(outputs):
+            raise ValueError(
+                "The model has several outputs, whose losses are added up as "
+                "`compile` was told. Compile it with them, and pass no `loss`."
+            )
+        y = tf.convert_to_tensor(memorization.label_of(y))
+        if y.shape.rank == outputs.shape.rank - 1 and outputs.shape[-1] == 1:
+            y = y[..., None]
+        if isinstance(loss, keras.losses.Loss):
+            return loss(y, outputs, sample_weight=sample_weight)
+        values = loss(y, outputs)
+        if sample_weight is not None:
+            values *= tf.cast(sample_weight, values.dtype)
+        return tf.reduce_mean(values)
+
+    return mean_loss

@@ -1,0 +1,358 @@
+"""Squared gradient norms of each example, without per-example gradients.
+
+A forward pass is recorded, and read from the graph, not by layer: where each
+variable meets the examples (`variable_uses`). One backward pass gives the
+derivatives there for all examples, and these give the norms (`use_norms`).
+Variables whose uses are of another kind are differentiated example by
+example. Before any of it is trusted, `untrusted` compares it with plain
+backpropagation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import functools
+from typing import Any
+from typing import NamedTuple
+
+import keras
+import tensorflow as tf
+
+from keras_fisher._common import dtypes
+from keras_fisher._common import structures
+from keras_fisher._derivatives import forward as forward_lib
+from keras_fisher._derivatives import gradients as gradients_lib
+from keras_fisher._measuring import norm_rules
+from keras_fisher._measuring import variable_uses
+from keras_fisher._measuring.variable_uses import Layout
+
+
+def call(
+    layer: keras.layers.Layer, weights: Sequence, x: Any, training: bool
+) -> tuple[tf.Tensor, keras.StatelessScope]:
+    """Calls a layer on other values of its trainable variables.
+
+    Nothing that the layer keeps is changed.
+
+    Returns:
+        Its outputs, and the scope with what it would have changed.
+    """
+    mapping = [*zip(layer.trainable_variables, weights)]
+    with keras.StatelessScope(state_mapping=mapping) as scope:
+        outputs = layer(x, training=training)
+    return outputs, scope
+
+
+def layout_for(layer: keras.layers.Layer, x: Any, training: bool) -> Layout:
+    """Traces the model with one more example, and runs nothing.
+
+    Args:
+        layer: A built model.
+        x: Its inputs, with the batch as first axis of each, of known shapes.
+        training: The mode of the call.
+    """
+    batch_size = keras.tree.flatten(x)[0].shape[0]
+
+    @tf.function(autograph=False)
+    def traced(x):
+        return recorded_call(layer, x, training).outputs
+
+    more = keras.tree.map_structure(
+        lambda t: tf.TensorSpec([batch_size + 1, *t.shape[1:]], t.dtype), x
+    )
+    graph = traced.get_concrete_function(more).graph
+    return Layout(batch_size, variable_uses.shapes_by_operation(graph))
+
+
+class Call(NamedTuple):
+    """A recorded call, from copies of the weights and inputs to outputs.
+
+    Attributes:
+        weights: Copies of the trainable variables.
+        x: Copies of the inputs.
+        structure: The outputs, a tensor or several.
+        outputs: The same in one tensor.
+        scope: What the call would have changed.
+        tape: Persistent tape from `weights` to `outputs`.
+    """
+
+    weights: list
+    x: Any
+    structure: Any
+    outputs: tf.Tensor
+    scope: keras.StatelessScope
+    tape: tf.GradientTape
+
+
+def recorded_call(layer: keras.layers.Layer, x: Any, training: bool) -> Call:
+    """Calls a layer on copies of its weights and inputs, on a tape."""
+    # Operations get the same names whenever this comes first in a graph, by
+    # which `Layout` finds them again.
+    weights = [tf.identity(v.value) for v in layer.trainable_variables]
+    x = keras.tree.map_structure(tf.identity, x)
+    tape = tf.GradientTape(persistent=True, watch_accessed_variables=False)
+    with tape:
+        for weight in weights:
+            tape.watch(weight)
+        structure, scope = call(layer, weights, x, training)
+        outputs = structures.join(structure)
+    return Call(weights, x, structure, outputs, scope, tape)
+
+
+class Recording:
+    """A forward pass, ready for the squared norms of its examples' gradients.
+
+    To be made while a `tf.function` is traced.
+
+    Args:
+        layer: A built layer or model.
+        x: Inputs of known shapes, with the batch as first axis of each.
+        layout: From `layout_for` with inputs of the same shapes.
+        training: The mode of the call.
+        passes: How often `squared_norms` will be called, about. What can be
+            shared is then computed once.
+        one_by_one: Positions of trainable variables whose gradients are
+            computed example by example whatever their uses.
+
+    Attributes:
+        structure: The outputs of the layer, a tensor or several.
+        outputs: The same in one tensor.
+        mask: The Keras masks of the outputs, or None, in their structure.
+        slow: Positions of the variables that are done example by example.
+
+    Raises:
+        ValueError: If the layer computes statistics over the batch.
+    """
+
+    def __init__(
+        self,
+        layer: keras.layers.Layer,
+        x: Any,
+        layout: Layout,
+        *,
+        training: bool = False,
+        passes: int = 1,
+        one_by_one: frozenset[int] = frozenset(),
+    ):
+        self._layer, self._x, self._training = layer, x, training
+        recorded = recorded_call(layer, x, training)
+        self._weights, self._tape = recorded.weights, recorded.tape
+        self.structure, self.outputs = recorded.structure, recorded.outputs
+        self.mask = structures.apply(forward_lib.keras_mask, self.structure)
+        self._batch_size = layout.batch_size
+        self._dtype = dtypes.at_least_single(layer.variable_dtype)
+        self._analyse(recorded, layout, passes, one_by_one)
+
+    def _analyse(self, recorded, layout, passes, one_by_one):
+        varying = variable_uses.dependent_on(
+            keras.tree.flatten(recorded.x),
+            self.outputs.graph.get_operations(),
+        )
+        _check_statistics(self._layer, recorded.scope, varying)
+        operations = variable_uses.ancestors(self.outputs)
+        self._uses, self._rules = [], []
+        for i, weight in enumerate(self._weights):
+            uses = None
+            if i not in one_by_one:
+                uses = variable_uses.find(weight, operations, varying, layout)
+            # How a scaled variable was scaled, entry by entry.
+            scale_of = functools.partial(self._tape.gradient, sources=weight)
+            self._uses.append(uses)
+            self._rules.append(
+                norm_rules.norms_of(uses, layout, scale_of, passes)
+            )
+        self.slow = [
+            i
+            for i, (uses, rule) in enumerate(zip(self._uses, self._rules))
+            # Without uses, the outputs do not depend on the variable.
+            if rule is None and uses != []
+        ]
+
+    def gradients(self, cotangent: tf.Tensor) -> list:
+        """Σ_i g_i for each variable, for `cotangent` as in `squared_norms`."""
+        gradients = self._tape.gradient(
+            self.outputs,
+            self._weights,
+            output_gradients=tf.cast(cotangent, self.outputs.dtype),
+        )
+        return gradients_lib.dense(gradients)
+
+    def squared_norms(self, *cotangents: tf.Tensor) -> tf.Tensor:
+        """‖g_i‖² of each example and variable, for each of the cotangents.
+
+        Several at once share what they can, and take the memory of as many
+        backward passes.
+
+        Args:
+            *cotangents: The derivatives of the examples' losses at the
+                outputs, each of the shape of `outputs`.
+
+        Returns:
+            Tensor of shape `(cotangents, batch, variables)`, in `float32` or
+            the wider dtype of the variables.
+        """
+        scales = [
+            gradients_lib.scale_for(cotangent, self._layer.compute_dtype)
+            for cotangent in cotangents
+        ]
+        cotangents = [
+            tf.cast(cotangent * scale, self.outputs.dtype)
+            for cotangent, scale in zip(cotangents, scales)
+        ]
+        norms = self._fast_norms(cotangents)
+        if self.slow:
+            slow = tf.stack([self._slow_norms(c) for c in cotangents], axis=1)
+            for k, i in enumerate(self.slow):
+                norms[i] = slow[:, :, k]
+        norms = tf.stack([tf.cast(n, self._dtype) for n in norms], axis=-1)
+        scales = tf.cast(tf.stack(scales), self._dtype)
+        return tf.transpose(norms, [1, 0, 2]) / scales[:, None, None] ** 2
+
+    def fast_totals(self, cotangent: tf.Tensor) -> tf.Tensor:
+        """‖g_i‖² of each example over all variables that are not `slow`."""
+        cotangent = tf.cast(cotangent, self.outputs.dtype)
+        norms = self._fast_norms([cotangent])
+        return tf.add_n([tf.cast(n[:, 0], self._dtype) for n in norms])
+
+    def _fast_norms(self, cotangents: list) -> list:
+        """For each variable, of shape `(batch, cotangents)`; zero if slow."""
+        fast = [i for i, rule in enumerate(self._rules) if rule is not None]
+        targets = [use.output for i in fast for use in self._uses[i]]
+        upstream = [
+            iter(self._upstream(targets, cotangent)) for cotangent in cotangents
+        ]
+        shape = [self._batch_size, len(cotangents)]
+        norms = [tf.zeros(shape, self._dtype)] * len(self._rules)
+        for i in fast:
+            own = [[next(one) for _ in self._uses[i]] for one in upstream]
+            norms[i] = self._rules[i].squared_norms(own)
+        return norms
+
+    def _upstream(self, targets: list, cotangent: tf.Tensor) -> list:
+        upstream = self._tape.gradient(
+            self.outputs, targets, output_gradients=cotangent
+        )
+        return [
+            tf.zeros_like(target) if d is None else d
+            # Picked positions have sparse derivatives.
+            for target, d in zip(targets, gradients_lib.dense(upstream))
+        ]
+
+    def _slow_norms(self, cotangent: tf.Tensor) -> tf.Tensor:
+        """Of the variables in `slow`, of shape `(batch, variables)`."""
+        one = self._one_in_batch if self._training else self._one_alone
+        return tf.map_fn(
+            lambda i: tf.cast(
+                gradients_lib.squared_norms(
+                    gradients_lib.dense(one(i, cotangent))
+                ),
+                self._dtype,
+            ),
+            tf.range(self._batch_size),
+            fn_output_signature=self._dtype,
+            parallel_iterations=1,
+        )
+
+    def _one_alone(self, i, cotangent) -> list:
+        """The gradients of example i, from a batch of it alone."""
+        weights = [self._weights[k] for k in self.slow]
+        x = keras.tree.map_structure(lambda t: t[i][None], self._x)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            for weight in weights:
+                tape.watch(weight)
+            outputs, _ = call(self._layer, self._weights, x, self._training)
+            outputs = structures.join(outputs)
+        return tape.gradient(
+            outputs, weights, output_gradients=cotangent[i][None]
+        )
+
+    def _one_in_batch(self, i, cotangent) -> list:
+        """The same from the recorded pass, so with its random numbers."""
+        weights = [self._weights[k] for k in self.slow]
+        chosen = tf.one_hot(i, self._batch_size, dtype=cotangent.dtype)
+        shape = [-1] + [1] * (cotangent.shape.rank - 1)
+        return self._tape.gradient(
+            self.outputs,
+            weights,
+            output_gradients=cotangent * tf.reshape(chosen, shape),
+        )
+
+
+def _check_statistics(layer, scope, varying: set[str]) -> None:
+    for variable in layer.non_trainable_variables:
+        value = scope.get_current_value(variable)
+        if tf.is_tensor(value) and value.op.name in varying:
+            raise ValueError(
+                "In training mode the model computes statistics over the "
+                f"batch (they update {variable.path}), so the loss of one "
+                "example depends on all others and no example has a gradient "
+                "of its own. Use `training=False`, or "
+                '`estimator="batch"`, which holds in training mode as well.'
+            )
+
+
+def untrusted(
+    layer: keras.layers.Layer, x: Any, layout: Layout, training: bool
+) -> frozenset[int]:
+    """Finds variables whose fast norms are not those of backpropagation.
+
+    Their gradients have to be computed example by example: the graph is not
+    as `variable_uses` reads it.
+
+    Args:
+        layer: A built layer or model.
+        x: Concrete inputs.
+        layout: From `layout_for` with inputs of the same shapes.
+        training: The mode of the call.
+
+    Returns:
+        Their positions among the trainable variables.
+
+    Raises:
+        ValueError: If examples of the batch depend on each other, so that
+            none has a gradient of its own.
+    """
+    slow = frozenset()
+    while True:
+        found = _disagreeing(layer, x, layout, training, slow)
+        if not found:
+            return slow
+        if found <= slow:
+            raise ValueError(
+                "The outputs for one example depend on the other examples of "
+                "the batch, so no example has a gradient of its own. Use "
+                '`estimator="batch"`, which needs none.'
+            )
+        slow |= found
+
+
+def _disagreeing(layer, x, layout, training, slow) -> frozenset[int]:
+    @tf.function(autograph=False)
+    def compare(x):
+        recording = Recording(
+            layer, x, layout, training=training, one_by_one=slow
+        )
+        shape = recording.outputs.shape
+        # Any numbers will do, if none is zero and no two are the same.
+        cotangent = tf.reshape(
+            tf.sin(1.0 + tf.range(shape.num_elements(), dtype=tf.float32)),
+            shape,
+        )
+        totals = recording.fast_totals(cotangent)
+        chosen = tf.one_hot(tf.argmax(totals), shape[0])
+        cotangent *= tf.reshape(chosen, [-1] + [1] * (shape.rank - 1))
+        ours = recording.squared_norms(cotangent)[0]
+        plain = gradients_lib.squared_norms(recording.gradients(cotangent))
+        chosen = tf.cast(chosen[:, None], ours.dtype)
+        return (
+            tf.reduce_sum(ours * chosen, axis=0),
+            tf.reduce_sum(ours * (1 - chosen), axis=0),
+            plain,
+        )
+
+    own, others, plain = (t.numpy().astype("float64") for t in compare(x))
+    tolerance = 1e-3 if tf.as_dtype(layer.compute_dtype).size >= 4 else 0.1
+    allowed = tolerance * (plain + 1e-4 * plain.sum())
+    # Comparisons are false for NaN, which is nothing to judge by.
+    wrong = (abs(own - plain) > allowed) | (others > allowed)
+    return frozenset(int(i) for i in wrong.nonzero()[0])

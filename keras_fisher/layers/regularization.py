@@ -1,0 +1,249 @@
+"""The Fisher Penalty as a layer, for any Keras model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_fisher import likelihoods
+from keras_fisher import penalties
+from keras_fisher._common import checks
+from keras_fisher._common import dtypes
+from keras_fisher._derivatives import forward as forward_lib
+from keras_fisher._derivatives import gradients as gradients_lib
+from keras_fisher._training.state import FisherState
+
+
+@keras.saving.register_keras_serializable(package="keras_fisher")
+class FisherRegularization(keras.layers.Wrapper):
+    """Adds the Fisher Penalty of the layers that it wraps to the loss.
+
+    Around the part of a model whose outputs are logits, it works in a stock
+    `keras.Model` with the stock `train_step`. In training it draws
+    ŷ ~ p_θ(y|x) from the outputs and adds α ‖ĝ‖² to the losses (`add_loss`),
+    where ĝ is the gradient of the mean negative log-likelihood of ŷ with
+    respect to the trainable variables of the wrapped layer; out of training
+    it is the wrapped layer alone. The logs of the model get `fisher_trace`,
+    the last unbiased estimate B ‖ĝ‖² of Tr(F) of the wrapped part, and its
+    loss includes the penalty, as with any Keras regularizer.
+
+    Around a whole model it is the same penalty as `FisherModel`'s, which is
+    faster: it shares one more backward pass, and compiles steps with and
+    without the penalty separately under XLA.
+
+    A penalty whose value, or the squared norm of whose gradient, is not finite
+    makes the loss of the batch NaN, so that `keras.callbacks.TerminateOnNaN`
+    sees it; its gradient is left out, and the weights get that of the loss
+    alone.
+
+    The layer sees neither weights of examples, which are of the loss alone,
+    nor the optimizer: where that accumulates the gradients of N batches, each
+    of them is penalized by itself. Divide α by N to get `FisherModel`'s
+    penalty of all N together.
+
+    With `every > 1`, steps are counted by calls in training mode; the reused
+    gradient is with respect to the wrapped variables alone.
+
+    Source: Jastrzebski et al., *Catastrophic Fisher Explosion: Early Phase
+    Fisher Matrix Impacts Generalization*, ICML 2021, section 4.
+
+    Args:
+        layer: A layer or model.
+        penalty: α, a name, or a penalty that needs no labels of the data set:
+            `FisherPenalty` or `UniformLabelPenalty`.
+        likelihood: p_θ(y|x) given the outputs, as `likelihoods.of_model`
+            takes it; by default the softmax of logits.
+        seed: Integer that the sampling of labels starts from.
+        **kwargs: `name` and other arguments of `keras.layers.Layer`.
+
+    Call arguments:
+        inputs: What `layer` takes.
+        training: Whether the penalty is added.
+
+    Raises:
+        ValueError: If the penalty needs labels of the data set.
+
+    Example:
+    ```python
+    model = keras.Sequential([
+        keras.Input((32, 32, 3)),
+        keras_fisher.layers.FisherRegularization(network, penalty=0.1),
+    ])
+    ```
+    """
+
+    def __init__(
+        self,
+        layer: keras.layers.Layer,
+        penalty: float | str | penalties.Penalty = 0.1,
+        *,
+        likelihood: Any = "categorical",
+        seed: int | None = None,
+        **kwargs,
+    ):
+        # Wrapped layers cast for themselves; variables are read uncast here.
+        kwargs.setdefault("dtype", layer.variable_dtype)
+        super().__init__(layer, autocast=False, **kwargs)
+        self.penalty = penalties.get(penalty)
+        if self.penalty is None or self.penalty.needs_labels:
+            raise ValueError(
+                "A layer does not see the labels of the data set, so it takes "
+                "`FisherPenalty` or `UniformLabelPenalty`. Received: "
+                f"penalty={penalty!r}. Use `FisherModel` for the others."
+            )
+        self.likelihood = likelihoods.of_model(likelihood, layer)
+        if seed is not None:
+            checks.integer("seed", seed, 0)
+        self.seed = seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+        # Replicas may not meet in a call: it may be within a condition, and
+        # they would find each other's losses in the one list of them.
+        self.state = FisherState(
+            dtypes.at_least_single(self.variable_dtype).name,
+            synchronization="on_read",
+        )
+        self.state.carry(self.seed_generator, layer)
+        self.step = self.add_weight(
+            shape=(),
+            dtype="int64",
+            initializer="zeros",
+            trainable=False,
+            name="step",
+        )
+        self._trace_metric = _LastValue(self.state)
+
+    def get_config(self) -> dict:
+        return {
+            **super().get_config(),
+            "penalty": keras.saving.serialize_keras_object(self.penalty),
+            "likelihood": keras.saving.serialize_keras_object(self.likelihood),
+            "seed": self.seed,
+        }
+
+    def build(self, input_shape=None):
+        if not self.layer.built:
+            # Calling builds subclassed layers as well, which `build` does not.
+            self.layer(
+                keras.tree.map_shape_structure(keras.KerasTensor, input_shape)
+            )
+        if self.penalty.stores_gradient:
+            self.state.create_gradients(self.layer)
+        self.built = True
+
+    def compute_output_spec(self, *args, **kwargs):
+        return self.layer.compute_output_spec(*args, **kwargs)
+
+    def compute_output_shape(self, input_shape):
+        return self.layer.compute_output_shape(input_shape)
+
+    def call(self, inputs, training=None):
+        if not training or not self.layer.trainable_variables:
+            return self.layer(inputs, training=training)
+        second_tape = tf.GradientTape(
+            persistent=True, watch_accessed_variables=False
+        )
+        with second_tape:
+            for variable in self.layer.trainable_variables:
+                second_tape.watch(variable.value)
+            for leaf in keras.tree.flatten(inputs):
+                if leaf.dtype.is_floating:
+                    second_tape.watch(leaf)
+            forward = self.penalty.forward(
+                self.layer,
+                inputs,
+                seed=self.seed_generator,
+                watch_inputs=True,
+            )
+        value, gradients = self._scheduled(forward, second_tape)
+        self.add_loss(
+            gradients_lib.with_gradient(value, forward.targets, gradients)
+        )
+        self.step.assign_add(1)
+        return forward.outputs
+
+    def _fresh(self, forward, second_tape):
+        """The penalty of this step and its gradient."""
+        dtype = forward_lib.compute_dtype(self.layer)
+        scale = 2.0**10 if dtype == "float16" else 1.0
+        context = tf.distribute.get_replica_context()
+        replicas = 1 if context is None else context.num_replicas_in_sync
+        with second_tape:
+            term = self.penalty(
+                forward,
+                self.likelihood,
+                seed=self.seed_generator,
+                loss_scale=scale,
+                batches=replicas,
+            )
+        with penalties.explained():
+            gradients = second_tape.gradient(
+                term.value,
+                forward.targets,
+                unconnected_gradients=tf.UnconnectedGradients.ZERO,
+            )
+        gradients = [tf.convert_to_tensor(g) for g in gradients]
+        is_finite = gradients_lib.are_usable(term.value, gradients)
+        gradients = gradients_lib.replaced_unless(is_finite, gradients)
+        if term.traces is not None:
+            self.state.fisher_trace.assign(tf.reduce_sum(term.traces))
+        value = tf.cast(term.value, self.state.dtype)
+        value = tf.where(is_finite, value, float("nan"))
+        self.state.fisher_penalty.assign(value)
+        if self.penalty.stores_gradient:
+            stored = self.state.gradients(self.layer)
+            for variable, gradient in zip(stored, gradients):
+                variable.assign(gradient)
+        return value, gradients
+
+    def _scheduled(self, forward, second_tape):
+        """The penalty to add at this step, with its gradient."""
+
+        def fresh():
+            return self._fresh(forward, second_tape)
+
+        def stale():
+            return self._stale(forward)
+
+        def nothing():
+            zeros = [tf.zeros_like(target) for target in forward.targets]
+            return tf.zeros([], self.state.dtype), zeros
+
+        penalty, step = self.penalty, tf.convert_to_tensor(self.step)
+        if penalty.every == 1 and penalty.start == 0 and penalty.stop is None:
+            return fresh()
+        between = stale if penalty.stores_gradient else nothing
+        return tf.cond(
+            penalty.is_fresh(step),
+            fresh,
+            lambda: tf.cond(penalty.is_active(step), between, nothing),
+        )
+
+    def _stale(self, forward):
+        """The last penalty again, with the gradient it had."""
+        stored = [
+            tf.convert_to_tensor(g) for g in self.state.gradients(self.layer)
+        ]
+        inputs = forward.targets[len(stored) :]
+        return (
+            tf.convert_to_tensor(self.state.fisher_penalty),
+            stored + [tf.zeros_like(x) for x in inputs],
+        )
+
+
+class _LastValue(keras.metrics.Metric):
+    """The trace in the logs: no mean, and kept from epoch to epoch."""
+
+    def __init__(self, state: FisherState):
+        super().__init__(name="fisher_trace", dtype=state.dtype)
+        self._trace = state.fisher_trace
+
+    def update_state(self, *args, **kwargs):
+        pass
+
+    def result(self):
+        return tf.convert_to_tensor(self._trace)
+
+    def reset_state(self):
+        pass

@@ -1,0 +1,23 @@
+"""Predictive distributions p(y|x): what outputs say of labels."""
+
+from keras_fisher.likelihoods import draws
+from keras_fisher.likelihoods.base import Likelihood
+from keras_fisher.likelihoods.bernoulli import Bernoulli
+from keras_fisher.likelihoods.categorical import Categorical
+from keras_fisher.likelihoods.gaussian import Gaussian
+from keras_fisher.likelihoods.joint import Joint
+from keras_fisher.likelihoods.lookup import get
+from keras_fisher.likelihoods.lookup import is_auto
+from keras_fisher.likelihoods.lookup import of_model
+
+__all__ = [
+    "Bernoulli",
+    "Categorical",
+    "Gaussian",
+    "Joint",
+    "Likelihood",
+    "draws",
+    "get",
+    "is_auto",
+    "of_model",
+]

@@ -1,0 +1,153 @@
+"""One of several classes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_fisher._common import dtypes
+from keras_fisher._common import random_draws
+from keras_fisher.likelihoods.base import Factor
+from keras_fisher.likelihoods.base import Likelihood
+from keras_fisher.likelihoods.base import log_of
+from keras_fisher.likelihoods.base import not_probabilities
+
+
+@keras.saving.register_keras_serializable(package="keras_fisher")
+class Categorical(Likelihood):
+    """One of C classes, the softmax of the last axis.
+
+    Labels are class indices of shape `outputs.shape[:-1]` (or with a last
+    axis of 1), or one-hot or soft labels of the shape of the outputs.
+
+    Args:
+        from_logits: Whether outputs are logits rather than probabilities.
+    """
+
+    def __init__(self, from_logits: bool = True):
+        self.from_logits = bool(from_logits)
+
+    def _log_probabilities(self, outputs: tf.Tensor) -> tf.Tensor:
+        outputs = dtypes.precise(outputs)
+        return (
+            tf.nn.log_softmax(outputs) if self.from_logits else log_of(outputs)
+        )
+
+    def sample(self, outputs: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        logits = (
+            dtypes.precise(outputs)
+            if self.from_logits
+            else log_of(dtypes.precise(outputs))
+        )
+        # Gumbel-max: `tf.random.stateless_categorical` has no XLA kernel.
+        noise = random_draws.gumbel(tf.shape(logits), seed, logits.dtype)
+        return tf.argmax(tf.stop_gradient(logits) + noise, axis=-1)
+
+    def uniform(self, outputs: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        classes = outputs.shape[-1]
+        labels = random_draws.integers(tf.shape(outputs)[:-1], classes, seed)
+        return tf.cast(labels, tf.int64)
+
+    def log_probability(self, y: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
+        log_probabilities = self._log_probabilities(outputs)
+        if not _is_dense(y, outputs):
+            if y.shape.rank == outputs.shape.rank:
+                y = tf.squeeze(y, axis=-1)
+            # One-hot rather than gather: its gradient needs no scatter.
+            y = tf.one_hot(
+                tf.cast(y, tf.int64),
+                outputs.shape[-1],
+                dtype=log_probabilities.dtype,
+            )
+        y = tf.cast(y, log_probabilities.dtype)
+        # A class with probability 0 counts only if it is the label.
+        return tf.reduce_sum(
+            tf.math.multiply_no_nan(log_probabilities, y), axis=-1
+        )
+
+    def factors(self, outputs: tf.Tensor) -> tuple[int, Factor]:
+        """C - 1 factors for each position.
+
+        Of diag(p) - p pᵀ, the information at the logits, the Cholesky factor
+        is known: with q_j = Σ_{i>j} p_i, column j is
+        √(p_j q_j / q_{j-1}) (e_j - Σ_{i>j} (p_i / q_j) e_i), the information
+        in whether the class is j, given that none before j is. At
+        probabilities, that is divided by p.
+
+        Source: Tanabe & Sagae, *An exact Cholesky decomposition and the
+        generalized inverse of the variance-covariance matrix of the
+        multinomial distribution*, JRSS B, 1992.
+        """
+        shape = outputs.shape
+        positions, classes = math.prod(shape[1:-1]), shape[-1]
+        p = tf.nn.softmax(outputs) if self.from_logits else outputs
+        p = tf.reshape(p, [-1, positions, classes])
+        after = tf.cumsum(p, axis=-1, exclusive=True, reverse=True)
+        size = tf.sqrt(p * tf.math.divide_no_nan(after, after + p))
+
+        def factor(k):
+            j = k % (classes - 1)
+            is_class = tf.one_hot(j, classes, dtype=p.dtype)
+            # Of the classes after j.
+            share = tf.math.divide_no_nan(
+                p, tf.reduce_sum(after * is_class, -1, keepdims=True)
+            ) * tf.cast(tf.range(classes) > j, p.dtype)
+            column = is_class - share
+            column *= tf.reduce_sum(size * is_class, -1, keepdims=True)
+            if not self.from_logits:
+                column = tf.math.divide_no_nan(column, p)
+            is_position = tf.one_hot(
+                k // (classes - 1), positions, dtype=p.dtype
+            )
+            return tf.reshape(column * is_position[None, :, None], shape)
+
+        return positions * (classes - 1), factor
+
+    def check_labels(self, y: Any, classes: int) -> None:
+        if (
+            not isinstance(y, np.ndarray)
+            or not np.issubdtype(y.dtype, np.integer)
+            or y.size == 0
+        ):
+            return
+        if y.min() < 0 or y.max() >= classes:
+            raise ValueError(
+                f"The model has {classes} classes, so labels have to be from "
+                f"0 to {classes - 1}. Received labels from {y.min()} to "
+                f"{y.max()}. Number the classes from 0, or give the model "
+                "more outputs."
+            )
+
+    @property
+    def constrains_outputs(self) -> bool:
+        return not self.from_logits
+
+    def check(self, outputs: Any) -> None:
+        if self.from_logits:
+            return
+        outputs = keras.ops.convert_to_numpy(keras.ops.cast(outputs, "float32"))
+        sums = outputs.sum(axis=-1)
+        errors = abs(sums - 1)
+        if not ((outputs >= 0).all() and (errors <= 1e-2).all()):
+            found = sums.flat[errors.argmax()]
+            raise not_probabilities(
+                outputs,
+                f" and sum to {found:.3g} over the last axis",
+                "softmax",
+            )
+
+    def get_config(self) -> dict:
+        return {"from_logits": self.from_logits}
+
+
+def _is_dense(y: tf.Tensor, outputs: tf.Tensor) -> bool:
+    """Whether labels are probabilities per class, not class indices."""
+    return (
+        y.shape.rank == outputs.shape.rank
+        and y.shape[-1] == outputs.shape[-1]
+        and outputs.shape[-1] != 1
+    )

@@ -1,0 +1,161 @@
+"""Several outputs, each with a likelihood of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_fisher._common import random_draws
+from keras_fisher.likelihoods.base import Likelihood
+from keras_fisher.likelihoods.losses import likelihood_of
+
+
+@keras.saving.register_keras_serializable(package="keras_fisher")
+class Joint(Likelihood):
+    """Independent labels of several outputs: log p(y|x) = Σ_k log p_k(y_k|x).
+
+    Outputs, labels and masks are lists in the order of the likelihoods, or
+    dicts by name.
+
+    Args:
+        likelihoods: A likelihood for each output, as `get` takes it, in a list
+            or in a dict by name; None for an output that has no label.
+        names: Names of the outputs, if `likelihoods` is a list.
+
+    Raises:
+        ValueError: If no output has a likelihood.
+    """
+
+    def __init__(self, likelihoods: Any, names: list[str] | None = None):
+        if isinstance(likelihoods, dict):
+            names, likelihoods = list(likelihoods), likelihoods.values()
+        self.likelihoods = [
+            None if each is None else likelihood_of(each)
+            for each in likelihoods
+        ]
+        self.names = None if names is None else list(names)
+        if not any(self.likelihoods):
+            raise ValueError(
+                "One of several outputs at least needs a likelihood. "
+                f"Received: {self.likelihoods}"
+            )
+
+    takes_several_outputs = True
+
+    @property
+    def constrains_outputs(self) -> bool:
+        return any(each.constrains_outputs for each in self.likelihoods if each)
+
+    def _in_order(self, values: Any, what: str = "outputs") -> list:
+        """What belongs to each likelihood."""
+        if isinstance(values, dict) and self.names is not None:
+            if set(self.names) <= set(values):
+                return [values[name] for name in self.names]
+        elif isinstance(values, (list, tuple)):
+            if len(values) == len(self.likelihoods):
+                return list(values)
+        elif values is None:
+            return [None] * len(self.likelihoods)
+        keys = list(values) if isinstance(values, dict) else values
+        raise ValueError(
+            f"There are likelihoods for {len(self.likelihoods)} outputs"
+            f"{f' of the names {self.names}' if self.names else ''}, so the "
+            f"{what} have to be a list of as many or a dict with these names. "
+            f"Received: {keys}"
+        )
+
+    def _labelled(self, outputs, *others) -> list[tuple]:
+        """Number, likelihood, output and others of outputs with a label."""
+        columns = [self._in_order(values, what) for what, values in others]
+        return [
+            (k, each, *rest)
+            for k, (each, *rest) in enumerate(
+                zip(self.likelihoods, self._in_order(outputs), *columns)
+            )
+            if each is not None
+        ]
+
+    def _like(self, outputs: Any, found: dict[int, tf.Tensor]) -> Any:
+        """Tensors by number, zeros elsewhere, in the outputs' structure."""
+        tensors = [
+            found[k] if k in found else tf.zeros_like(output)
+            for k, output in enumerate(self._in_order(outputs))
+        ]
+        if not isinstance(outputs, dict):
+            return tensors
+        rest = {name: tf.zeros_like(output) for name, output in outputs.items()}
+        return {**rest, **dict(zip(self.names, tensors))}
+
+    def _drawn(self, draw: str, outputs: Any, seed: tf.Tensor) -> list:
+        labels = [None] * len(self.likelihoods)
+        for k, each, output in self._labelled(outputs):
+            own_seed = random_draws.of_output(seed, k)
+            labels[k] = getattr(each, draw)(output, own_seed)
+        return labels
+
+    def sample(self, outputs, seed):
+        return self._drawn("sample", outputs, seed)
+
+    def uniform(self, outputs, seed):
+        return self._drawn("uniform", outputs, seed)
+
+    def negative_log_likelihood(self, y, outputs, mask=None):
+        return tf.add_n(
+            [
+                each.negative_log_likelihood(label, output, hidden)
+                for _, each, output, label, hidden in self._labelled(
+                    outputs, ("labels", y), ("masks", mask)
+                )
+            ]
+        )
+
+    def score(self, y, outputs, mask=None, weights=None):
+        return self._like(
+            outputs,
+            {
+                k: each.score(label, output, hidden, weights)
+                for k, each, output, label, hidden in self._labelled(
+                    outputs, ("labels", y), ("masks", mask)
+                )
+            },
+        )
+
+    def fisher_factors(self, outputs, mask=None):
+        count, blocks = 0, []
+        for k, each, output, hidden in self._labelled(outputs, ("masks", mask)):
+            size, factor = each.fisher_factors(output, hidden)
+            blocks.append((k, count, size, factor))
+            count += size
+
+        def factor(j):
+            # Each belongs to one output, and is zero at the others.
+            found = {}
+            for k, begin, size, function in blocks:
+                own = function(tf.clip_by_value(j - begin, 0, size - 1))
+                inside = (j >= begin) & (j < begin + size)
+                found[k] = tf.where(inside, own, tf.zeros_like(own))
+            return self._like(outputs, found)
+
+        return count, factor
+
+    def check(self, outputs):
+        for _, each, output in self._labelled(outputs):
+            each.check(output)
+
+    def check_labels(self, y, classes):
+        for _, each, count, label in self._labelled(classes, ("labels", y)):
+            each.check_labels(label, count)
+
+    def get_config(self):
+        return {
+            "likelihoods": [
+                keras.saving.serialize_keras_object(each)
+                for each in self.likelihoods
+            ],
+            "names": self.names,
+        }
+
+    def __repr__(self):
+        return f"Joint({self.likelihoods}, names={self.names})"

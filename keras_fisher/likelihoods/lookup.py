@@ -1,0 +1,106 @@
+"""Which likelihood a loss, a name or a model stands for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from keras_fisher._common import structures
+from keras_fisher.likelihoods.base import Likelihood
+from keras_fisher.likelihoods.joint import Joint
+from keras_fisher.likelihoods.losses import likelihood_of
+
+
+def is_auto(identifier: Any) -> bool:
+    """Whether the likelihood is to be found from the compiled loss."""
+    return isinstance(identifier, str) and identifier == "auto"
+
+
+def get(identifier: Any) -> Likelihood:
+    """Finds the likelihood that a loss, a name or a config stands for.
+
+    Args:
+        identifier: A `Likelihood` (instance, class or serialized config);
+            `"categorical"`, `"bernoulli"` or `"gaussian"`; or a Keras loss
+            (instance, class, function, name or config) out of
+            (sparse) categorical crossentropy, binary crossentropy and mean
+            squared error, whose `from_logits` is taken over. A list or a
+            dict with one of these counts as that one, with several as their
+            `Joint`.
+
+    Returns:
+        A `Likelihood`.
+
+    Raises:
+        ValueError: If nothing above fits.
+    """
+    is_config = isinstance(identifier, dict) and "class_name" in identifier
+    is_collection = isinstance(identifier, (list, tuple, dict))
+    if is_collection and not is_config and len(identifier) > 1:
+        return Joint(identifier)
+    return likelihood_of(identifier)
+
+
+def of_model(identifier: Any, model: keras.layers.Layer) -> Likelihood:
+    """As `get`, for the outputs of a model.
+
+    If it is known to have several outputs, one identifier counts for all of
+    them, and a dict goes by their names, as with losses of Keras.
+
+    Args:
+        identifier: What `get` takes, or `"auto"` for the likelihood that a
+            `FisherModel` has, or else that of the compiled loss.
+        model: A model or layer.
+
+    Raises:
+        ValueError: If `get` raises it, if there are names that no output has,
+            or with `"auto"`, if the model is not compiled.
+    """
+    if is_auto(identifier):
+        identifier = _own(model)
+    outputs = structures.symbolic_outputs(model)
+    if not isinstance(outputs, (list, tuple, dict)):
+        return get(identifier)
+    is_dict = isinstance(outputs, dict)
+    names = list(outputs) if is_dict else list(model.output_names)
+    if isinstance(identifier, Joint):
+        identifier = (
+            identifier.likelihoods
+            if identifier.names is None
+            else dict(zip(identifier.names, identifier.likelihoods))
+        )
+    if isinstance(identifier, dict) and "class_name" not in identifier:
+        unknown = set(identifier) - set(names)
+        if unknown:
+            raise ValueError(
+                f"The outputs of the model are called {names}. Received a "
+                f"loss or likelihood for {sorted(unknown)}."
+            )
+        return Joint([identifier.get(name) for name in names], names)
+    if isinstance(identifier, (list, tuple)):
+        if len(identifier) != len(names):
+            raise ValueError(
+                f"The model has {len(names)} outputs, {names}. Received "
+                f"{len(identifier)} losses or likelihoods."
+            )
+        return Joint(identifier, names)
+    found = get(identifier)
+    if isinstance(found, Joint):
+        return of_model(found, model)
+    return Joint([found] * len(names), names)
+
+
+def _own(model: Any) -> Any:
+    """The likelihood that a model has, or its loss."""
+    own = getattr(model, "likelihood", None)
+    if isinstance(own, Likelihood):
+        return own
+    loss = getattr(model, "loss", None)
+    if loss is None:
+        raise ValueError(
+            "The model is not compiled, so that its loss cannot tell what the "
+            "outputs mean. Pass `likelihood=`, for example "
+            "`keras_fisher.likelihoods.Categorical(from_logits=True)`."
+        )
+    return loss

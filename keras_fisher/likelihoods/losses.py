@@ -1,0 +1,126 @@
+"""Which likelihood the loss of an output stands for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from keras_fisher.likelihoods.base import Likelihood
+from keras_fisher.likelihoods.bernoulli import Bernoulli
+from keras_fisher.likelihoods.categorical import Categorical
+from keras_fisher.likelihoods.gaussian import Gaussian
+
+
+def _no_options(loss: keras.losses.Loss) -> dict:
+    return {}
+
+
+def _from_logits(loss: keras.losses.Loss) -> dict:
+    config = loss.get_config()
+    # The sparse loss leaves its axis out of the configuration, and Keras has
+    # no public name for it.
+    axis = getattr(loss, "_fn_kwargs", config).get("axis", -1)
+    if axis != -1:
+        raise ValueError(
+            "Only losses over the last axis have a likelihood here. "
+            f"Received: axis={axis}. Move the classes to the last "
+            "axis, or pass `likelihood=` yourself."
+        )
+    return {"from_logits": config.get("from_logits", False)}
+
+
+# A loss, the function Keras also accepts in its place, and what it assumes.
+_BY_LOSS = (
+    (
+        keras.losses.SparseCategoricalCrossentropy,
+        keras.losses.sparse_categorical_crossentropy,
+        Categorical,
+        _from_logits,
+    ),
+    (
+        keras.losses.CategoricalCrossentropy,
+        keras.losses.categorical_crossentropy,
+        Categorical,
+        _from_logits,
+    ),
+    (
+        keras.losses.BinaryCrossentropy,
+        keras.losses.binary_crossentropy,
+        Bernoulli,
+        _from_logits,
+    ),
+    (
+        keras.losses.MeanSquaredError,
+        keras.losses.mean_squared_error,
+        Gaussian,
+        _no_options,
+    ),
+)
+_BY_NAME = {
+    "categorical": Categorical,
+    "bernoulli": Bernoulli,
+    "gaussian": Gaussian,
+}
+
+
+def likelihood_of(identifier: Any) -> Likelihood:
+    """The likelihood of one output.
+
+    Args:
+        identifier: As for `likelihoods.get`, but for several in a list or
+            dict.
+
+    Raises:
+        ValueError: If none is known.
+    """
+    if isinstance(identifier, Likelihood):
+        return identifier
+    if isinstance(identifier, dict) and "class_name" in identifier:
+        return likelihood_of(_deserialized(identifier))
+    if isinstance(identifier, (list, tuple)) and len(identifier) == 1:
+        return likelihood_of(identifier[0])
+    if isinstance(identifier, dict) and len(identifier) == 1:
+        return likelihood_of(next(iter(identifier.values())))
+    if isinstance(identifier, str):
+        if identifier.lower() in _BY_NAME:
+            return _BY_NAME[identifier.lower()]()
+        return likelihood_of(_loss_named(identifier))
+    if isinstance(identifier, type) and issubclass(
+        identifier, (Likelihood, keras.losses.Loss)
+    ):
+        return likelihood_of(identifier())
+    for loss, function, likelihood, options in _BY_LOSS:
+        if isinstance(identifier, loss):
+            return likelihood(**options(identifier))
+        if identifier is function:
+            return likelihood(**options(loss()))
+    raise _unknown(identifier)
+
+
+def _deserialized(config: dict):
+    try:
+        found = keras.saving.deserialize_keras_object(config)
+    except (TypeError, ValueError):
+        raise _unknown(config) from None
+    if isinstance(found, dict):
+        raise _unknown(config)
+    return found
+
+
+def _loss_named(name: str):
+    try:
+        return keras.losses.get(name)
+    except ValueError:
+        raise _unknown(name) from None
+
+
+def _unknown(identifier: Any) -> ValueError:
+    return ValueError(
+        "No likelihood is known for this loss, so labels cannot be sampled "
+        f"from the model. Received: {identifier!r}. Known are "
+        "(Sparse)CategoricalCrossentropy, BinaryCrossentropy and "
+        'MeanSquaredError, the names "categorical", "bernoulli" and '
+        '"gaussian", and instances of `keras_fisher.likelihoods.Likelihood`. '
+        "Pass one of these as `likelihood=`; the loss itself can stay."
+    )

@@ -1,0 +1,587 @@
+"""Tests of `keras_fisher.sampling`."""
+
+import itertools
+import json
+import math
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from scipy import stats
+import tensorflow as tf
+
+from keras_fisher._common import random_draws
+
+_MODES = ["eager", "graph", "xla"]
+_DTYPES = [tf.float16, tf.bfloat16, tf.float32, tf.float64]
+_SHAPES = [(7,), (3, 4), (2, 3, 2, 5), (1,), (0, 3)]
+_MANY = 100_000
+
+_FLOATS = {
+    "uniform": random_draws.uniform,
+    "gumbel": random_draws.gumbel,
+    "normal": random_draws.normal,
+}
+# Draws as functions of (shape, seed), with the tolerance of a comparison.
+_DRAWS = {
+    "uniform": (random_draws.uniform, 1e-6),
+    "gumbel": (random_draws.gumbel, 1e-6),
+    "normal": (random_draws.normal, 1e-6),
+    "integers": (lambda shape, seed: random_draws.integers(shape, 10, seed), 0),
+    "many_integers": (
+        lambda shape, seed: random_draws.integers(shape, 2**31 - 1, seed),
+        0,
+    ),
+    "permutation": (
+        lambda shape, seed: random_draws.permutation(
+            tf.reduce_prod(tf.cast(shape, tf.int32)), seed
+        ),
+        0,
+    ),
+}
+
+
+def _seed(first=0, second=0):
+    return tf.constant([first, second], tf.int64)
+
+
+def _compiled(function, mode, signature=None):
+    if mode == "eager":
+        return function
+    return tf.function(
+        function, input_signature=signature, jit_compile=mode == "xla"
+    )
+
+
+def _double(tensor):
+    return tf.cast(tensor, tf.float64).numpy()
+
+
+def _assert_close(actual, expected, tolerance, what):
+    actual, expected = _double(actual), _double(expected)
+    assert actual.shape == expected.shape, (actual.shape, expected.shape)
+    error = np.max(np.abs(actual - expected), initial=0)
+    assert error <= tolerance, f"{what} differ by {error:.3g}"
+
+
+def _ks(sample, cdf):
+    """Returns the p-value of a Kolmogorov-Smirnov test."""
+    return stats.kstest(_double(sample).ravel(), cdf).pvalue
+
+
+# --- draw ---------------------------------------------------------------
+
+_INTEGERS = [
+    0,
+    1,
+    -1,
+    7,
+    2**31,
+    -(2**31),
+    2**32 + 5,
+    2**63 - 1,
+    2**63,
+    -(2**63),
+    -(2**63) - 1,
+    2**64 - 1,
+    2**64,
+    2**64 + 1,
+    3 * 2**64 + 11,
+    -(5**60),
+    10**40,
+]
+
+
+@pytest.mark.parametrize("integer", _INTEGERS)
+def test_seed_of_an_integer_is_its_lowest_64_bits(integer):
+    seed = random_draws.draw(integer)
+    assert (seed.dtype, seed.shape) == (tf.int64, (2,)), seed
+    # Two's complement, by way of bytes.
+    lowest = (integer % 2**64).to_bytes(8, "little")
+    expected = [int.from_bytes(lowest, "little", signed=True), 0]
+    assert seed.numpy().tolist() == expected, f"{integer}: {seed.numpy()}"
+
+
+@pytest.mark.parametrize("integer", _INTEGERS)
+def test_same_integer_gives_the_same_seed_every_time(integer):
+    np.testing.assert_array_equal(
+        random_draws.draw(integer), random_draws.draw(integer)
+    )
+
+
+def test_integers_that_differ_in_64_bits_give_different_draws():
+    integers = {integer % 2**64: integer for integer in _INTEGERS}.values()
+    draws = {
+        integer: random_draws.uniform([8], random_draws.draw(integer)).numpy()
+        for integer in integers
+    }
+    assert len(draws) > 10
+    for one, other in itertools.combinations(draws, 2):
+        shared = np.sum(draws[one] == draws[other])
+        assert shared == 0, f"seeds {one} and {other} share {shared} of 8 draws"
+
+
+@pytest.mark.parametrize("mode", ["graph", "xla"])
+def test_integer_seeds_are_constants_of_a_graph(mode):
+    function = _compiled(lambda: random_draws.draw(-3), mode)
+    np.testing.assert_array_equal(function(), [-3, 0])
+    np.testing.assert_array_equal(function(), [-3, 0])
+
+
+@pytest.mark.parametrize(
+    "integer", [np.int64(5), np.int32(-3), np.uint8(7), np.uint64(2**64 - 1)]
+)
+def test_numpy_integers_are_integers(integer):
+    np.testing.assert_array_equal(
+        random_draws.draw(integer), random_draws.draw(int(integer))
+    )
+
+
+@pytest.mark.parametrize("mode", _MODES)
+def test_generator_gives_the_sequence_keras_would(mode):
+    generator = keras.random.SeedGenerator(5)
+    twin = keras.random.SeedGenerator(5)
+    next_seed = _compiled(lambda: random_draws.draw(generator), mode)
+    seeds = [next_seed() for _ in range(5)]
+    assert all(seed.dtype == tf.int64 for seed in seeds)
+    assert all(seed.shape == (2,) for seed in seeds)
+    seeds = [seed.numpy().tolist() for seed in seeds]
+    expected = [twin.next().numpy().tolist() for _ in range(5)]
+    assert seeds == expected, f"{seeds}, expected {expected}"
+    assert len(set(map(tuple, seeds))) == 5, seeds
+
+
+@pytest.mark.parametrize("mode", ["graph", "xla"])
+def test_two_draws_of_one_graph_differ(mode):
+    generator = keras.random.SeedGenerator(0)
+    pair = _compiled(
+        lambda: (random_draws.draw(generator), random_draws.draw(generator)),
+        mode,
+    )
+    seeds = {tuple(seed.numpy()) for _ in range(3) for seed in pair()}
+    assert len(seeds) == 6, seeds
+
+
+def test_generators_of_different_seeds_differ():
+    seeds = {
+        tuple(random_draws.draw(keras.random.SeedGenerator(seed)).numpy())
+        for seed in range(20)
+    }
+    assert len(seeds) == 20, seeds
+
+
+_ON_REPLICAS = """
+import json
+import keras
+import tensorflow as tf
+
+device = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(
+    device, [tf.config.LogicalDeviceConfiguration()] * 3
+)
+from keras_fisher._common import random_draws
+
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1", "CPU:2"])
+with strategy.scope():
+    generator = keras.random.SeedGenerator(1)
+results = {}
+for name, step in {
+    "integer": lambda: random_draws.draw(7),
+    "generator": lambda: random_draws.draw(generator),
+}.items():
+    function = tf.function(lambda: strategy.run(step))
+    steps = [strategy.experimental_local_results(function()) for _ in range(2)]
+    results[name] = [
+        [seed.numpy().tolist() for seed in replicas] for replicas in steps
+    ]
+print(json.dumps(results))
+"""
+
+
+@pytest.fixture(scope="module")
+def replica_seeds():
+    # Logical devices have to be made before TensorFlow starts.
+    environment = dict(
+        os.environ,
+        PYTHONPATH=os.pathsep.join(path or "." for path in sys.path),
+        TF_CPP_MIN_LOG_LEVEL="3",
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", _ON_REPLICAS],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def test_replicas_draw_different_seeds_from_one_integer(replica_seeds):
+    first, second = replica_seeds["integer"]
+    assert len(first) == 3
+    assert len(set(map(tuple, first))) == 3, first
+    assert first == second, "an integer is the same seed in every step"
+    assert first[0] == [7, 0], "the first replica draws as without replicas"
+
+
+def test_replicas_draw_different_seeds_from_one_generator(replica_seeds):
+    steps = replica_seeds["generator"]
+    seeds = {tuple(seed) for replicas in steps for seed in replicas}
+    assert len(seeds) == 6, steps
+
+
+# --- the same draws, however compiled -----------------------------------
+
+
+@pytest.mark.parametrize("name", _DRAWS)
+@pytest.mark.parametrize("mode", ["graph", "xla"])
+def test_draws_do_not_depend_on_compilation(name, mode):
+    function, tolerance = _DRAWS[name]
+    for shape in _SHAPES:
+        seed = _seed(3, math.prod(shape))
+        compiled = _compiled(lambda seed, s=shape: function(s, seed), mode)
+        _assert_close(
+            compiled(seed), function(shape, seed), tolerance, f"{name} {shape}"
+        )
+
+
+@pytest.mark.parametrize("name", _DRAWS)
+@pytest.mark.parametrize("mode", ["graph", "xla"])
+def test_draws_of_unknown_shape_do_not_depend_on_compilation(name, mode):
+    function, tolerance = _DRAWS[name]
+    compiled = _compiled(
+        lambda x, seed: function(tf.shape(x), seed),
+        mode,
+        [tf.TensorSpec([None, None]), tf.TensorSpec([2], tf.int64)],
+    )
+    for shape in [(5, 3), (1, 1), (64, 10)]:
+        seed = _seed(-1, 2**40)
+        _assert_close(
+            compiled(tf.zeros(shape), seed),
+            function(shape, seed),
+            tolerance,
+            f"{name} {shape}",
+        )
+
+
+@pytest.mark.parametrize("name", _DRAWS)
+@pytest.mark.parametrize("mode", ["graph", "xla"])
+def test_draws_behind_variables_do_not_depend_on_compilation(name, mode):
+    # Here XLA's own floats differ from TensorFlow's, for the same seed.
+    function, tolerance = _DRAWS[name]
+    layer = keras.layers.Dense(4)
+    layer.build((None, 3))
+
+    def step(x, seed):
+        return function(tf.shape(layer(x)), seed)
+
+    x, seed = tf.ones([6, 3]), _seed(1, 2)
+    signature = [tf.TensorSpec([None, 3]), tf.TensorSpec([2], tf.int64)]
+    compiled = _compiled(step, mode, signature)
+    _assert_close(
+        compiled(x, seed), function((6, 4), seed), tolerance, f"{name}"
+    )
+
+
+@pytest.mark.parametrize("mode", ["graph", "xla"])
+def test_generator_and_draws_agree_in_one_graph(mode):
+    generator = keras.random.SeedGenerator(9)
+    twin = keras.random.SeedGenerator(9)
+    compiled = _compiled(
+        lambda x: random_draws.uniform(
+            tf.shape(x), random_draws.draw(generator)
+        ),
+        mode,
+        [tf.TensorSpec([None])],
+    )
+    drawn = [compiled(tf.zeros(8)).numpy() for _ in range(3)]
+    expected = [
+        random_draws.uniform([8], random_draws.draw(twin)).numpy()
+        for _ in range(3)
+    ]
+    np.testing.assert_allclose(drawn, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", _DRAWS)
+def test_different_seeds_give_different_draws(name):
+    function, _ = _DRAWS[name]
+    seeds = [(0, 0), (1, 0), (0, 1), (-1, 0), (1, 1), (2**40, 0)]
+    draws = [_double(function([60], _seed(*seed))) for seed in seeds]
+    for (one, x), (other, y) in itertools.combinations(zip(seeds, draws), 2):
+        shared = np.mean(x == y)
+        assert shared < 0.4, f"{one} and {other} share {shared:.0%}"
+
+
+@pytest.mark.parametrize("name", _DRAWS)
+def test_same_seed_gives_the_same_draws(name):
+    function, _ = _DRAWS[name]
+    np.testing.assert_array_equal(
+        function([60], _seed(4, 5)), function([60], _seed(4, 5))
+    )
+
+
+# --- distributions ------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("name", "distribution"),
+    [("uniform", "uniform"), ("gumbel", "gumbel_r"), ("normal", "norm")],
+)
+def test_floats_have_the_distribution_of_their_name(name, distribution, seed):
+    sample = _FLOATS[name]([_MANY], random_draws.draw(seed))
+    p = _ks(sample, distribution)
+    assert p > 1e-3, f"Kolmogorov-Smirnov p-value {p:.2g} over {_MANY}"
+
+
+@pytest.mark.parametrize(
+    ("name", "distribution"),
+    [
+        ("uniform", stats.uniform),
+        ("gumbel", stats.gumbel_r),
+        ("normal", stats.norm),
+    ],
+)
+def test_moments_are_those_of_the_distribution(name, distribution):
+    sample = _double(_FLOATS[name]([10 * _MANY], _seed(8)))
+    for power in (1, 2, 3):
+        values = sample**power
+        error = values.std() / np.sqrt(values.size)
+        difference = values.mean() - distribution.moment(power)
+        assert abs(difference) < 4 * error, (
+            f"moment {power} is off by {difference:.3g}, standard error "
+            f"{error:.3g}"
+        )
+
+
+@pytest.mark.parametrize("name", _FLOATS)
+def test_neighbours_are_independent(name):
+    # Along rows, along columns, and between consecutive seeds.
+    sample = _double(_FLOATS[name]([300, 300], _seed(1)))
+    other = _double(_FLOATS[name]([300, 300], _seed(2)))
+    for what, x, y in [
+        ("rows", sample[1:], sample[:-1]),
+        ("columns", sample[:, 1:], sample[:, :-1]),
+        ("seeds", sample, other),
+    ]:
+        correlation = np.corrcoef(x.ravel(), y.ravel())[0, 1]
+        error = 1 / np.sqrt(x.size)
+        assert abs(correlation) < 4 * error, (
+            f"{what} correlate with {correlation:.4f}, error {error:.4f}"
+        )
+
+
+def test_uniform_draws_are_multiples_of_2_to_the_minus_24():
+    cells = _double(random_draws.uniform([_MANY], _seed(5))) * 2**24
+    np.testing.assert_array_equal(cells, np.floor(cells))
+    # All the bits vary, each of them every other time.
+    bits = (cells.astype(np.int64)[:, None] >> np.arange(24)) & 1
+    worst = np.abs(bits.mean(axis=0) - 0.5).max()
+    assert worst < 4.5 * 0.5 / np.sqrt(_MANY), f"a bit is off by {worst:.4f}"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_uniform_draws_stay_within_zero_and_one(seed):
+    sample = random_draws.uniform([2**21], random_draws.draw(seed)).numpy()
+    assert sample.min() >= 0, f"{sample.min()}"
+    assert sample.max() < 1, f"{sample.max()}"
+    # They come close to both ends, as two million draws must.
+    assert sample.min() < 1e-5, f"{sample.min()}"
+    assert sample.max() > 1 - 1e-5, f"{sample.max()}"
+
+
+@pytest.mark.parametrize("bound", [1, 2, 3, 10, 257])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_each_integer_is_as_likely_as_the_others(bound, seed):
+    sample = random_draws.integers([_MANY], bound, random_draws.draw(seed))
+    assert sample.dtype == tf.int32, sample.dtype
+    counts = np.bincount(sample.numpy(), minlength=bound)
+    assert len(counts) == bound, f"{len(counts) - 1} drawn below {bound}"
+    if bound == 1:
+        assert counts[0] == _MANY, counts
+        return
+    p = stats.chisquare(counts).pvalue
+    assert p > 1e-3, f"chi-squared p-value {p:.2g}"
+
+
+@pytest.mark.parametrize("bound", [1, 2, 3, 10, 1000, 2**24 + 1, 2**31 - 1])
+def test_integers_stay_below_their_bound(bound):
+    sample = random_draws.integers([_MANY], bound, _seed(2)).numpy()
+    assert sample.min() >= 0, f"{sample.min()}"
+    assert sample.max() < bound, f"{sample.max()}"
+    spread = int(sample.max()) - int(sample.min())
+    assert spread >= (bound - 1) * 0.999, f"{spread} of {bound}"
+
+
+@pytest.mark.parametrize("mode", _MODES)
+@pytest.mark.parametrize("bound", [1, 3, 10, 1000, 2**24 + 1, 2**31 - 1])
+def test_integers_are_the_whole_part_of_uniform_times_bound(bound, mode):
+    # In integers of any size, so without rounding.
+    cells = _double(random_draws.uniform([_MANY], _seed(2))) * 2**24
+    expected = [int(cell) * bound >> 24 for cell in cells]
+    draw = _compiled(
+        lambda: random_draws.integers([_MANY], bound, _seed(2)), mode
+    )
+    np.testing.assert_array_equal(draw(), expected)
+
+
+# The first and the last draw that `uniform` can return.
+_ENDS = (0.0, 1 - 2.0**-24)
+
+
+@pytest.fixture
+def extreme_uniforms(monkeypatch):
+    def ends(shape, seed, dtype=tf.float32):
+        return tf.cast(tf.constant(_ENDS, tf.float64), dtype)
+
+    monkeypatch.setattr(random_draws, "uniform", ends)
+
+
+@pytest.mark.parametrize("bound", [1, 2, 3, 10, 1000, 2**24 + 1, 2**31 - 1])
+def test_extreme_draws_stay_below_the_bound(extreme_uniforms, bound):
+    first, last = random_draws.integers([2], bound, _seed()).numpy()
+    assert first == 0, first
+    assert last <= bound - 1, f"{last}"
+    assert last >= bound - 1 - bound * 2.0**-23, f"{last} of {bound}"
+
+
+def test_extreme_normals_are_finite_and_symmetric(extreme_uniforms):
+    first, last = _double(random_draws.normal([2], _seed()))
+    expected = stats.norm.ppf(2.0**-25)
+    np.testing.assert_allclose([first, last], [expected, -expected], 1e-6)
+
+
+def test_extreme_gumbels_are_finite(extreme_uniforms):
+    sample = _double(random_draws.gumbel([2], _seed()))
+    assert np.isfinite(sample).all(), sample
+
+
+# --- dtypes -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", _MODES)
+@pytest.mark.parametrize(
+    "name, dtype",
+    [
+        (name, dtype)
+        for name in _FLOATS
+        for dtype in _DTYPES
+        # Half precision has not all of the multiples of 2**-24.
+        if name != "uniform" or dtype.size >= 4
+    ],
+)
+def test_dtype_does_not_change_the_draws(name, dtype, mode):
+    function = _FLOATS[name]
+    compiled = _compiled(lambda: function([1000], _seed(6), dtype), mode)
+    sample = compiled()
+    assert sample.dtype == dtype, sample.dtype
+    expected = _double(function([1000], _seed(6), tf.float64))
+    # Within rounding to that dtype.
+    allowed = np.maximum(np.abs(expected) * _epsilon(dtype), 1e-6)
+    excess = np.max(np.abs(_double(sample) - expected) / allowed)
+    assert excess <= 1, f"off by {excess:.3g} times the rounding of {dtype}"
+
+
+def _epsilon(dtype):
+    """Returns the distance from 1 to the next number of a dtype."""
+    bits = {"float16": 10, "bfloat16": 7, "float32": 23, "float64": 52}
+    return 2.0 ** -bits[dtype.name]
+
+
+def test_single_and_double_precision_uniforms_are_equal():
+    single = _double(random_draws.uniform([_MANY], _seed(7), tf.float32))
+    double = _double(random_draws.uniform([_MANY], _seed(7), tf.float64))
+    np.testing.assert_array_equal(single, double)
+
+
+# --- permutation --------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 17, 1000])
+@pytest.mark.parametrize("mode", _MODES)
+def test_permutation_has_each_index_once(size, mode):
+    permute = _compiled(
+        random_draws.permutation,
+        mode,
+        [tf.TensorSpec([], tf.int32), tf.TensorSpec([2], tf.int64)],
+    )
+    order = permute(tf.constant(size), _seed(4)).numpy()
+    np.testing.assert_array_equal(np.sort(order), np.arange(size))
+    assert size < 17 or not (order == np.arange(size)).all(), "in order"
+
+
+def _permutations(size, count):
+    permute = tf.function(
+        lambda seeds: tf.map_fn(
+            lambda seed: random_draws.permutation(size, seed),
+            seeds,
+            fn_output_signature=tf.int32,
+        )
+    )
+    seeds = np.stack([np.arange(count), np.full(count, 3)], axis=1)
+    return permute(tf.constant(seeds, tf.int64)).numpy()
+
+
+def test_each_index_comes_to_each_position_equally_often():
+    size, count = 6, 6000
+    orders = _permutations(size, count)
+    counts = np.zeros((size, size))
+    for position in range(size):
+        counts[position] = np.bincount(orders[:, position], minlength=size)
+    expected = count / size
+    statistic = ((counts - expected) ** 2 / expected).sum()
+    p = stats.chi2.sf(statistic, (size - 1) ** 2)
+    assert p > 1e-3, f"chi-squared {statistic:.1f}, p-value {p:.2g}"
+
+
+def test_each_order_is_as_likely_as_the_others():
+    orders = _permutations(4, 6000)
+    _, counts = np.unique(orders, axis=0, return_counts=True)
+    assert len(counts) == math.factorial(4), f"{len(counts)} orders of 24"
+    p = stats.chisquare(counts).pvalue
+    assert p > 1e-3, f"chi-squared p-value {p:.2g}"
+
+
+# --- parts of a larger set of examples -----------------------------------
+
+
+@pytest.mark.parametrize("row", [(), (1,), (3,), (4,), (2, 5)])
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_an_example_draws_the_same_in_any_part(row, jit_compile):
+    seed = random_draws.draw(5)
+
+    @tf.function(jit_compile=jit_compile)
+    def draws(first, count):
+        part = random_draws.from_example(seed, first)
+        return random_draws.uniform([count, *row], part)
+
+    whole = draws(0, 50).numpy()
+    for first, count in ((0, 7), (7, 1), (8, 42)):
+        part = draws(first, count)
+        np.testing.assert_array_equal(part, whole[first : first + count])
+    assert len(np.unique(whole)) == whole.size
+
+
+def test_draws_of_many_parts_are_uniform():
+    parts = [
+        random_draws.uniform(
+            [100, 3], random_draws.from_example(random_draws.draw(0), k)
+        )
+        for k in range(0, 10_000, 100)
+    ]
+    draws = np.concatenate(parts)
+    assert stats.kstest(draws.ravel(), "uniform").pvalue > 1e-3
+    assert abs(np.corrcoef(draws[:-1, 0], draws[1:, 0])[0, 1]) < 0.05
+
+
+def test_start_follows_the_seed_of_keras():
+    assert random_draws.start(7) == 7
+    starts = []
+    for seed in (1, 1, 2):
+        keras.utils.set_random_seed(seed)
+        starts.append(random_draws.start(None))
+    assert starts[0] == starts[1] != starts[2]

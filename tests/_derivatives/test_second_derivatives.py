@@ -1,0 +1,203 @@
+"""TensorFlow's wrong second derivatives are replaced, and nothing else is.
+
+These tests fail if Keras stops calling what `second_derivatives` replaces.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_fisher._derivatives import second_derivatives
+
+
+def _second_derivative(function, x, v, around=second_derivatives.exact):
+    """The gradient of ‖∇ Σ v f(x)‖², with `exact` around the forward pass."""
+    with tf.GradientTape() as outer:
+        outer.watch(x)
+        with tf.GradientTape(persistent=True) as inner:
+            inner.watch(x)
+            with around():
+                y = function(x)
+        if second_derivatives.needs_graph_gradients(y):
+            gradient = tf.gradients(y, x, grad_ys=v)[0]
+        else:
+            gradient = inner.gradient(y, x, output_gradients=v)
+        square = tf.reduce_sum(gradient**2)
+    return gradient, outer.gradient(square, x)
+
+
+_POOLS = [
+    ("1d", keras.layers.MaxPooling1D, (2,), (7, 3)),
+    ("2d", keras.layers.MaxPooling2D, (2,), (6, 7, 2)),
+    ("2d overlap", keras.layers.MaxPooling2D, (3, 2, "same"), (7, 6, 2)),
+    ("2d uneven", keras.layers.MaxPooling2D, ((3, 2), (1, 3)), (7, 8, 2)),
+    ("3d", keras.layers.MaxPooling3D, (2, None, "same"), (3, 4, 5, 2)),
+    # These keep the shape, or may.
+    ("1d same", keras.layers.MaxPooling1D, (2, 1, "same"), (5, 2)),
+    ("2d same", keras.layers.MaxPooling2D, (3, 1, "same"), (4, 5, 2)),
+    ("3d same", keras.layers.MaxPooling3D, (2, 1, "same"), (2, 3, 4, 2)),
+    ("2d points", keras.layers.MaxPooling2D, (2, 2, "same"), (1, 1, 3)),
+    ("2d unknown", keras.layers.MaxPooling2D, (3, 2, "same"), (None, 5, 2)),
+    ("2d window 1", keras.layers.MaxPooling2D, (1, 1), (3, 4, 2)),
+    ("2d subsampled", keras.layers.MaxPooling2D, (1, 2, "same"), (3, 4, 2)),
+]
+
+# Whole numbers, so that many windows have a tie: the first maximum wins. (Not
+# so in TensorFlow's own 3-D and XLA's own overlapping pools, which disagree.)
+_TIED = [(2,), ((3, 2), (1, 3))]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize(
+    "layer, arguments, shape",
+    [p[1:] for p in _POOLS],
+    ids=[p[0] for p in _POOLS],
+)
+def test_max_pooling_equals_tensorflows_own_eager_kernels(
+    layer, arguments, shape, jit, dtype
+):
+    if dtype == "float64" and len(shape) == 4:
+        pytest.skip("TensorFlow has no MaxPool3D in float64")
+    pool = layer(*arguments, dtype=dtype)
+    random = np.random.default_rng(0)
+    x = random.normal(size=(2, *(size or 3 for size in shape)))
+    if arguments in _TIED:
+        x = np.round(2 * x)
+    x = tf.constant(x, dtype)
+
+    def function(x):
+        # Curved on both sides of the pool.
+        return pool(x**3) ** 2
+
+    v = tf.constant(random.normal(size=function(x).shape), dtype)
+    # Eagerly none of them writes into what it reads.
+    expected = _second_derivative(function, x, v, contextlib.nullcontext)
+    found = tf.function(
+        lambda x: _second_derivative(function, x, v),
+        jit_compile=jit,
+        autograph=False,
+        input_signature=[tf.TensorSpec([None, *shape], dtype)],
+    )(x)
+    for a, b in zip(found, expected):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_pools_of_keras_are_replaced_for_xla_alone(jit):
+    replaced = []
+
+    def pooled(x):
+        with second_derivatives.exact():
+            y = keras.layers.MaxPooling2D(2)(x)
+        assert second_derivatives.needs_graph_gradients(y) == jit
+        replaced.append("_gradient_op_type" in y.op.node_def.attr)
+        return y
+
+    inner = tf.function(pooled, autograph=False)
+    outer = tf.function(inner, jit_compile=jit, autograph=False)
+    outer(tf.ones([1, 4, 4, 1]))
+    assert replaced == [jit]
+
+
+def test_loops_next_to_a_pool_stay_with_the_tape():
+    gru, pool = keras.layers.GRU(2), keras.layers.MaxPooling1D(2)
+    gru.build((None, None, 3))
+
+    @tf.function(jit_compile=True)
+    def recurrent(x):
+        with second_derivatives.exact():
+            y = gru(pool(x))
+        assert not second_derivatives.needs_graph_gradients(y)
+        return y
+
+    recurrent(tf.ones([1, 4, 3]))
+
+
+@pytest.mark.parametrize("keepdims", [False, True])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_moments_are_tensorflows(keepdims, dtype):
+    x = tf.constant(np.random.default_rng(0).normal(size=(4, 3, 2)), dtype)
+    expected = tf.nn.moments(x, [0, 1], keepdims=keepdims)
+    with second_derivatives.exact():
+        found = tf.nn.moments(x, [0, 1], keepdims=keepdims)
+    for a, b in zip(found, expected):
+        assert a.shape == b.shape
+        assert a.dtype == b.dtype
+        np.testing.assert_allclose(
+            a, b, rtol=1e-2 if dtype == "float16" else 1e-5
+        )
+
+
+def test_second_derivative_of_the_variance_is_exact():
+    x = tf.constant(np.random.default_rng(0).normal(size=5))
+
+    def derivatives():
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            with tf.GradientTape() as inner:
+                inner.watch(x)
+                variance = tf.nn.moments(x, [0])[1]
+            gradient = inner.gradient(variance, x)
+        return tape.jacobian(gradient, x)
+
+    # Of Σ (x_i - m)² / n: 2/n (δ_ij - 1/n).
+    expected = 2 / 5 * (np.eye(5) - 1 / 5)
+    with second_derivatives.exact():
+        np.testing.assert_allclose(derivatives(), expected, atol=1e-12)
+    # If this fails, TensorFlow is exact by itself: delete the replacement.
+    assert not np.allclose(derivatives(), expected)
+
+
+def test_batch_normalization_of_keras_uses_what_is_replaced():
+    x = tf.constant(np.random.default_rng(0).normal(size=(6, 2)))
+    layer = keras.layers.BatchNormalization(dtype="float64")
+    v = tf.constant(np.random.default_rng(1).normal(size=(6, 2)))
+
+    def function(x):
+        return layer(x, training=True) ** 2
+
+    _, found = _second_derivative(function, x, v)
+
+    def square(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = tf.reduce_sum(v * function(x))
+        return float(tf.reduce_sum(tape.gradient(y, x) ** 2))
+
+    direction = np.random.default_rng(2).normal(size=(6, 2))
+    h = 1e-5
+    slope = (square(x + h * direction) - square(x - h * direction)) / (2 * h)
+    np.testing.assert_allclose(np.sum(found * direction), slope, rtol=1e-6)
+
+
+def test_replacement_ends_when_the_last_thread_leaves():
+    original = tf.nn.moments
+    inside, leave = threading.Event(), threading.Event()
+
+    def other():
+        with second_derivatives.exact():
+            inside.set()
+            leave.wait()
+
+    thread = threading.Thread(target=other)
+    with second_derivatives.exact():
+        thread.start()
+        inside.wait()
+    assert tf.nn.moments is not original
+    leave.set()
+    thread.join()
+    assert tf.nn.moments is original
+
+
+def test_replacement_ends_after_an_error():
+    original = tf.nn.moments
+    with pytest.raises(RuntimeError), second_derivatives.exact():
+        raise RuntimeError
+    assert tf.nn.moments is original

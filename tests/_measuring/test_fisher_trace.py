@@ -1,0 +1,620 @@
+"""fisher_trace against enumeration of labels, and its errors against draws."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import keras
+from keras import layers
+import networks
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_fisher
+from keras_fisher._measuring import per_example
+from keras_fisher.likelihoods import Bernoulli
+from keras_fisher.likelihoods import Categorical
+from keras_fisher.likelihoods import Gaussian
+
+
+def _network(shape, *body, dtype="float64"):
+    keras.config.set_dtype_policy(dtype)
+    model = keras.Sequential(
+        [keras.Input(shape, dtype=dtype), *[make() for make in body]]
+    )
+    random = np.random.default_rng(1)
+    for variable in model.trainable_variables:
+        variable.assign(0.5 * random.normal(size=variable.shape))
+    x = random.normal(size=(5, *shape)).astype(dtype)
+    return model, x
+
+
+def _hidden():
+    return layers.Dense(4, activation="tanh")
+
+
+def _classifier(classes, activation=None):
+    return _network(
+        (3,), _hidden, lambda: layers.Dense(classes, activation=activation)
+    )
+
+
+def _tokens(classes=4):
+    return _network(
+        (4, 3),
+        lambda: layers.Conv1D(4, 2, padding="same", activation="tanh"),
+        lambda: layers.Dense(classes),
+    )
+
+
+def _segmentation(classes=3):
+    return _network(
+        (3, 2, 2),
+        lambda: layers.Conv2D(3, 2, padding="same", activation="tanh"),
+        lambda: layers.Conv2D(classes, 1),
+    )
+
+
+def _enumerated(model, x, log_probabilities) -> np.ndarray:
+    """Σ_parts Σ_c p_c ‖∇ log p_c‖² of each example and variable.
+
+    Args:
+        model: The network.
+        x: A batch.
+        log_probabilities: Function of the outputs; returns log p of each
+            answer of each part, of shape `(parts, answers)`.
+    """
+    norms = np.zeros([len(x), len(model.trainable_variables)])
+    for i in range(len(x)):
+        with tf.GradientTape(persistent=True) as tape:
+            log_p = log_probabilities(model(x[i : i + 1]))
+            entries = tf.unstack(tf.reshape(log_p, [-1]))
+        for entry in entries:
+            gradients = tape.gradient(entry, model.trainable_variables)
+            norms[i] += np.exp(entry) * np.array(
+                [np.sum(np.square(g)) for g in gradients]
+            )
+    return norms
+
+
+def _log_softmax(outputs):
+    return tf.reshape(tf.nn.log_softmax(outputs), [-1, outputs.shape[-1]])
+
+
+def _log_sigmoid(outputs):
+    logits = tf.reshape(outputs, [-1])
+    return -tf.stack([tf.nn.softplus(-logits), tf.nn.softplus(logits)], -1)
+
+
+def _log(outputs):
+    return tf.math.log(tf.reshape(outputs, [-1, outputs.shape[-1]]))
+
+
+def _log_yes_and_no(outputs):
+    p = tf.reshape(outputs, [-1])
+    return tf.math.log(tf.stack([p, 1 - p], axis=-1))
+
+
+@pytest.mark.parametrize(
+    "make, likelihood, log_probabilities",
+    [
+        pytest.param(
+            lambda: _classifier(2), Categorical(), _log_softmax, id="2"
+        ),
+        pytest.param(
+            lambda: _classifier(10), Categorical(), _log_softmax, id="10"
+        ),
+        pytest.param(
+            lambda: _classifier(100), Categorical(), _log_softmax, id="100"
+        ),
+        pytest.param(
+            lambda: _classifier(10, "softmax"),
+            Categorical(from_logits=False),
+            _log,
+            id="probabilities",
+        ),
+        pytest.param(_tokens, Categorical(), _log_softmax, id="tokens"),
+        pytest.param(
+            _segmentation, Categorical(), _log_softmax, id="segmentation"
+        ),
+        pytest.param(
+            lambda: _classifier(3), Bernoulli(), _log_sigmoid, id="bernoulli"
+        ),
+        pytest.param(
+            lambda: _classifier(3, "sigmoid"),
+            Bernoulli(from_logits=False),
+            _log_yes_and_no,
+            id="bernoulli_probabilities",
+        ),
+        pytest.param(_tokens, Bernoulli(), _log_sigmoid, id="bernoulli_tokens"),
+    ],
+)
+def test_exact_is_the_sum_over_all_labels(make, likelihood, log_probabilities):
+    model, x = make()
+    expected = _enumerated(model, x, log_probabilities)
+
+    def exact(by):
+        return keras_fisher.fisher_trace(
+            model, x, estimator="exact", by=by, likelihood=likelihood
+        )
+
+    by_variable, by_example = exact("variable"), exact("example")
+    np.testing.assert_allclose(
+        list(by_variable.values()), expected.mean(axis=0), rtol=1e-9
+    )
+    np.testing.assert_allclose(by_example, expected.sum(axis=1), rtol=1e-9)
+    assert exact("total").standard_error == 0.0
+
+
+@pytest.mark.parametrize("stddev", [0.5, 2.0])
+def test_exact_of_a_gaussian_is_the_norm_of_the_jacobian(stddev):
+    model, x = _classifier(3)
+    expected = 0.0
+    for i in range(len(x)):
+        with tf.GradientTape() as tape:
+            outputs = model(x[i : i + 1])[0]
+        for jacobian in tape.jacobian(outputs, model.trainable_variables):
+            expected += np.sum(np.square(jacobian)) / stddev**2 / len(x)
+    trace = keras_fisher.fisher_trace(
+        model, x, estimator="exact", likelihood=Gaussian(stddev)
+    )
+    assert trace == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_exact_takes_a_backward_pass_less_than_classes(
+    jit_compile, monkeypatch
+):
+    passes = []
+    correct = per_example.Recording.squared_norms
+
+    def counted(self, *cotangents):
+        passes.append(len(cotangents))
+        return correct(self, *cotangents)
+
+    monkeypatch.setattr(per_example.Recording, "squared_norms", counted)
+    model, x = _classifier(8)
+    model.jit_compile = jit_compile
+    keras_fisher.fisher_trace(
+        model, x, estimator="exact", likelihood="categorical"
+    )
+    # The check takes one; batches of five are cut into pieces of two and one.
+    assert passes == [1, 7, 7]
+
+
+def test_masked_tokens_are_no_part_of_an_example():
+    keras.config.set_dtype_policy("float64")
+    model = keras.Sequential(
+        [
+            keras.Input((4,), dtype="int32"),
+            layers.Embedding(5, 3, mask_zero=True),
+            layers.Dense(3),
+        ]
+    )
+    x = np.array([[1, 2, 0, 0], [3, 1, 4, 2]])
+
+    def trace(x):
+        return keras_fisher.fisher_trace(
+            model, x, estimator="exact", by="example", likelihood="categorical"
+        )
+
+    alone = trace(x[:1, :2])
+    np.testing.assert_allclose(trace(x)[:1], alone, rtol=1e-9)
+
+
+def _slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    "estimator, num_samples, likelihood",
+    [
+        ("monte_carlo", 1, Categorical()),
+        ("monte_carlo", 5, Gaussian(0.7)),
+        ("batch", 5, Bernoulli()),
+        _slow("monte_carlo", 1, Bernoulli()),
+        _slow("monte_carlo", 1, Gaussian(0.7)),
+        _slow("monte_carlo", 5, Categorical()),
+        _slow("monte_carlo", 5, Bernoulli()),
+        _slow("batch", 5, Categorical()),
+        _slow("batch", 5, Gaussian(0.7)),
+    ],
+    ids=repr,
+)
+def test_errors_are_those_of_other_seeds(estimator, num_samples, likelihood):
+    """Within 4 standard errors of exact; the errors stated are true."""
+    model, _ = _classifier(3)
+    x = np.random.default_rng(2).normal(size=(40, 3))
+    exact = keras_fisher.fisher_trace(
+        model, x, estimator="exact", by="layer", likelihood=likelihood
+    )
+    draws = 200
+    estimates = [
+        keras_fisher.fisher_trace(
+            model,
+            x,
+            estimator=estimator,
+            num_samples=num_samples,
+            by="layer",
+            likelihood=likelihood,
+            seed=seed,
+        )
+        for seed in range(draws)
+    ]
+    for layer in exact:
+        values = np.array([float(e[layer]) for e in estimates])
+        stated = np.sqrt(
+            np.mean([e[layer].standard_error ** 2 for e in estimates])
+        )
+        empirical = values.std(ddof=1)
+        z = (values.mean() - exact[layer]) / (empirical / np.sqrt(draws))
+        assert abs(z) < 4, f"{layer}: {z:.1f} standard errors off"
+        assert 0.75 < stated / empirical < 1.25, (
+            f"{layer}: stated {stated:.3g}, empirical {empirical:.3g}"
+        )
+
+
+@pytest.mark.slow
+def test_errors_of_examples():
+    model, x = _classifier(3)
+    exact = keras_fisher.fisher_trace(
+        model, x, estimator="exact", by="example", likelihood="categorical"
+    )
+    sampled = keras_fisher.fisher_trace(
+        model,
+        x,
+        by="example",
+        likelihood="categorical",
+        num_samples=400,
+        seed=0,
+    )
+    assert sampled.shape == sampled.standard_error.shape == (5,)
+    z = (sampled - exact) / sampled.standard_error
+    assert np.all(np.abs(z) < 4), z
+    one = keras_fisher.fisher_trace(
+        model, x, by="example", likelihood="categorical"
+    )
+    assert np.isnan(one.standard_error).all()
+
+
+def test_batch_with_one_draw_has_no_error_to_tell():
+    model, x = _classifier(3)
+    trace = keras_fisher.fisher_trace(
+        model, x, estimator="batch", likelihood="categorical"
+    )
+    assert trace > 0
+    assert np.isnan(trace.standard_error)
+
+
+@pytest.mark.parametrize("estimator", ["monte_carlo", "exact"])
+def test_parts_sum_to_the_total(estimator):
+    model, x = networks.build("attention")
+    x = x.numpy()
+
+    def trace(by):
+        return keras_fisher.fisher_trace(
+            model,
+            x,
+            estimator=estimator,
+            by=by,
+            likelihood="categorical",
+            seed=3,
+        )
+
+    total = trace("total")
+    assert sum(trace("layer").values()) == pytest.approx(total, rel=1e-12)
+    assert sum(trace("variable").values()) == pytest.approx(total, rel=1e-12)
+    assert np.mean(trace("example")) == pytest.approx(total, rel=1e-12)
+    paths = [variable.path for variable in model.trainable_variables]
+    assert list(trace("variable")) == paths
+    assert set(trace("layer")) == {p.rpartition("/")[0] for p in paths}
+
+
+@pytest.mark.parametrize(
+    "num_samples", [1, 3, pytest.param(70, marks=pytest.mark.slow)]
+)
+def test_the_same_seed_gives_the_same_figure_in_any_batches(num_samples):
+    model, _ = _classifier(3)
+    x = np.random.default_rng(2).normal(size=(11, 3))
+
+    def trace(x, **kwargs):
+        return keras_fisher.fisher_trace(
+            model,
+            x,
+            by="example",
+            likelihood="categorical",
+            num_samples=num_samples,
+            seed=7,
+            **kwargs,
+        )
+
+    whole = trace(x)
+    dataset = tf.data.Dataset.from_tensor_slices(x).batch(3)
+    for other in (trace(x, batch_size=4), trace(dataset)):
+        np.testing.assert_allclose(other, whole, rtol=1e-12)
+
+
+@pytest.mark.parametrize("estimator", ["monte_carlo", "exact", "batch"])
+@pytest.mark.parametrize("dtype", ["float32", _slow("float64")])
+def test_xla_agrees(estimator, dtype):
+    model, x = networks.build("conv2d", dtype)
+    traces = []
+    for jit_compile in (False, True):
+        model.jit_compile = jit_compile
+        traces.append(
+            keras_fisher.fisher_trace(
+                model,
+                x,
+                estimator=estimator,
+                by="variable",
+                likelihood="categorical",
+                num_samples=2,
+                seed=0,
+            )
+        )
+    rtol = 1e-5 if dtype == "float32" else 1e-12
+    np.testing.assert_allclose(
+        list(traces[0].values()), list(traces[1].values()), rtol=rtol
+    )
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        "mixed_float16",
+        pytest.param("mixed_bfloat16", marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.parametrize("estimator", ["exact", "batch"])
+def test_16_bits_are_near_32(policy, estimator):
+    def trace(policy):
+        model, x = networks.build("conv1d", policy)
+        return model, lambda: keras_fisher.fisher_trace(
+            model,
+            tf.cast(x, "float32"),
+            estimator=estimator,
+            likelihood="categorical",
+            num_samples=200,
+            seed=0,
+        )
+
+    model, expected = trace("float32")
+    other, measured = trace(policy)
+    other.set_weights(model.get_weights())
+    # Nearly all of the labels drawn are the same.
+    assert measured() == pytest.approx(expected(), rel=0.03)
+
+
+def test_batch_holds_with_batch_normalization_in_training_mode():
+    """B ‖ĝ‖² by the expectation over labels, with the batch's statistics."""
+    model, x = networks.build("batch_norm")
+    with tf.GradientTape(persistent=True) as tape:
+        outputs = model(x, training=True)
+        log_p = tf.unstack(tf.reshape(tf.nn.log_softmax(outputs), [-1]))
+    expected = sum(
+        np.exp(entry)
+        * sum(
+            np.sum(np.square(g))
+            for g in tape.gradient(entry, model.trainable_variables)
+        )
+        for entry in log_p
+    ) / len(x)
+    trace = keras_fisher.fisher_trace(
+        model,
+        x,
+        estimator="batch",
+        likelihood="categorical",
+        training=True,
+        num_samples=600,
+        seed=0,
+    )
+    z = (trace - expected) / trace.standard_error
+    assert abs(z) < 4, f"{trace} is {z:.1f} errors from {expected}"
+
+
+def test_takes_what_the_compiled_model_says():
+    model, x = _classifier(3, "softmax")
+    loss = keras.losses.SparseCategoricalCrossentropy()
+    model.compile("sgd", loss)
+    expected = keras_fisher.fisher_trace(
+        model, x, estimator="exact", likelihood=Categorical(from_logits=False)
+    )
+    assert keras_fisher.fisher_trace(model, x, estimator="exact") == expected
+    wrapped = keras_fisher.FisherModel(model, likelihood="categorical")
+    other = keras_fisher.FisherModel(model)
+    other.compile("sgd", loss)
+    assert keras_fisher.fisher_trace(
+        other, x, estimator="exact"
+    ) == pytest.approx(expected, rel=1e-12)
+    with pytest.raises(ValueError, match="trainable"):
+        model.trainable = False
+        keras_fisher.fisher_trace(wrapped, x)
+
+
+def test_empirical_takes_labels_with_a_noise_mask_and_from_data_sets():
+    model, x = _classifier(3)
+    y = np.arange(5) % 3
+    arguments = dict(estimator="empirical", likelihood="categorical")
+    expected = keras_fisher.fisher_trace(model, x, y, **arguments)
+    masked = {"label": y, "is_noisy": y > 1}
+    assert keras_fisher.fisher_trace(model, x, masked, **arguments) == expected
+    dataset = tf.data.Dataset.from_tensor_slices((x, y, np.ones(5))).batch(2)
+    assert keras_fisher.fisher_trace(
+        model, dataset, **arguments
+    ) == pytest.approx(expected, rel=1e-12)
+
+
+def test_dicts_and_lists_of_inputs():
+    model, x = networks.build("two_inputs")
+    arguments = dict(estimator="batch", likelihood="categorical", seed=0)
+    trace = keras_fisher.fisher_trace(model, x, **arguments)
+    listed = keras_fisher.fisher_trace(
+        keras.Model([model.input["a"], model.input["b"]], model.output),
+        [x["a"], x["b"]],
+        **arguments,
+    )
+    assert trace == pytest.approx(listed, rel=1e-12)
+
+
+def test_changes_nothing_and_needs_no_built_model():
+    class Net(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.norm = layers.BatchNormalization()
+            self.drop = layers.Dropout(0.5)
+            self.dense = layers.Dense(3)
+
+        def call(self, x, training=False):
+            return self.dense(self.drop(self.norm(x), training=training))
+
+    model = Net()
+    x = np.random.default_rng(0).normal(size=(6, 4)).astype("float32")
+    arguments = dict(estimator="batch", likelihood="categorical", seed=0)
+    first = keras_fisher.fisher_trace(model, x, training=True, **arguments)
+    state = [v.numpy() for v in model.variables]
+    again = keras_fisher.fisher_trace(model, x, training=True, **arguments)
+    assert again == first
+    for variable, value in zip(model.variables, state):
+        np.testing.assert_array_equal(variable, value)
+
+
+def test_follows_weights_and_what_is_trainable():
+    model, x = _classifier(3)
+
+    def layers_of_trace():
+        return keras_fisher.fisher_trace(
+            model, x, estimator="exact", by="layer", likelihood="categorical"
+        )
+
+    before = layers_of_trace()
+    model.layers[-1].bias.assign([1.0, 2.0, 3.0])
+    assert layers_of_trace() != before
+    model.layers[-1].trainable = False
+    assert len(layers_of_trace()) == len(before) - 1
+    model.layers[-1].trainable = True
+    assert len(layers_of_trace()) == len(before)
+
+
+def test_a_measured_model_is_not_kept_alive():
+    model, x = _classifier(3)
+    keras_fisher.fisher_trace(model, x, likelihood="categorical")
+    reference = weakref.ref(model)
+    del model
+    keras.utils.clear_session(free_memory=False)
+    gc.collect()
+    assert reference() is None
+
+
+def test_many_batches_show_a_progress_bar(capsys):
+    model, x = _classifier(3)
+    arguments = dict(likelihood="categorical", batch_size=1)
+    keras_fisher.fisher_trace(model, x, verbose=1, **arguments)
+    assert "5/5" in capsys.readouterr().out
+    keras_fisher.fisher_trace(model, x, verbose=0, **arguments)
+    assert capsys.readouterr().out == ""
+
+
+def test_variables_that_share_a_path_are_told_apart():
+    class Twins(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.a = layers.Dense(3, name="twin")
+            self.b = layers.Dense(3, name="twin")
+
+        def call(self, x):
+            return self.b(self.a(x))
+
+    model = Twins()
+    x = np.ones([4, 3], "float32")
+    model(x)
+    paths = {v.path for v in model.trainable_variables}
+    by_variable = keras_fisher.fisher_trace(
+        model, x, by="variable", likelihood="categorical"
+    )
+    assert len(paths) == 2 < len(by_variable) == 4
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (dict(estimator="fisher"), "`estimator` must be one of"),
+        (dict(by="layers"), "`by` must be one of"),
+        (dict(num_samples=0), "`num_samples` must be an integer of at least 1"),
+        (dict(estimator="batch", by="example"), "no gradients of single"),
+        (dict(estimator="empirical"), "no `y` was given"),
+        (dict(likelihood="auto"), "not compiled"),
+        (dict(batch_size=0), "`batch_size` must be an integer of at least 1"),
+        (dict(verbose=3), "`verbose` must be"),
+        (dict(seed=1.5), "`seed` must be an integer"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    model, x = _classifier(3)
+    with pytest.raises(ValueError, match=message):
+        keras_fisher.fisher_trace(
+            model, x, **{"likelihood": "categorical", **arguments}
+        )
+
+
+def test_bad_models_and_labels():
+    model, x = _classifier(3)
+    with pytest.raises(ValueError, match="are not: they range"):
+        keras_fisher.fisher_trace(
+            model, x, likelihood=Categorical(from_logits=False)
+        )
+    with pytest.raises(ValueError, match="labels have to be from 0 to 2"):
+        keras_fisher.fisher_trace(
+            model,
+            x,
+            np.full(5, 3),
+            estimator="empirical",
+            likelihood="categorical",
+        )
+
+    class Two(keras.Model):
+        """How many outputs it has, no one knows before it is called."""
+
+        def __init__(self):
+            super().__init__()
+            self.dense = layers.Dense(3)
+
+        def call(self, x):
+            return [self.dense(x), self.dense(x)]
+
+    with pytest.raises(ValueError, match="several outputs"):
+        keras_fisher.fisher_trace(Two(), x, likelihood="categorical")
+    model.trainable = False
+    with pytest.raises(ValueError, match="No variable of the model"):
+        keras_fisher.fisher_trace(model, x, likelihood="categorical")
+
+
+@pytest.mark.slow
+def test_ten_thousand_examples_take_the_memory_of_a_batch():
+    """And give the figure of one batch."""
+    keras.config.set_dtype_policy("float32")
+    model = keras.Sequential(
+        [
+            keras.Input((16, 16, 3)),
+            layers.Conv2D(16, 3, activation="relu"),
+            layers.Flatten(),
+            layers.Dense(10),
+        ]
+    )
+    random = np.random.default_rng(0)
+    x = random.normal(size=(10_000, 16, 16, 3)).astype("float32")
+    dataset = tf.data.Dataset.from_tensor_slices(x).batch(100)
+    arguments = dict(likelihood="categorical", seed=0)
+    keras_fisher.fisher_trace(model, dataset.take(5), **arguments)
+
+    def resident():
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * 4096 / 2**20
+
+    before = resident()
+    trace = keras_fisher.fisher_trace(model, dataset, verbose=1, **arguments)
+    growth = resident() - before
+    assert growth < 60, f"{growth:.0f} MiB"
+    whole = keras_fisher.fisher_trace(model, x, batch_size=5000, **arguments)
+    assert trace == pytest.approx(whole, rel=1e-4)

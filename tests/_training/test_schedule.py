@@ -1,0 +1,75 @@
+"""What a step does is what its schedule says, step by step."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_fisher import FisherPenalty
+from keras_fisher import GradientPenalty
+from keras_fisher._training.schedule import FRESH
+from keras_fisher._training.schedule import NOTHING
+from keras_fisher._training.schedule import REUSED
+from keras_fisher._training.schedule import Plan
+from keras_fisher._training.schedule import Schedule
+
+_STEPS = range(30)
+_CASES = [
+    (None, None),
+    (None, 3),
+    *itertools.product(
+        (
+            FisherPenalty(0.1),
+            FisherPenalty(0.1, every=4),
+            FisherPenalty(0.1, every=4, reuse=False, start=2),
+            FisherPenalty(0.1, every=3, start=5, stop=12),
+            GradientPenalty(0.1, every=5, stop=11),
+        ),
+        (None, 1, 7),
+    ),
+]
+
+
+def _expected(penalty, trace_every, step):
+    """The arguments of penalties, as they are documented."""
+    penalize = NOTHING
+    measure = trace_every is not None and step % trace_every == 0
+    if penalty is not None:
+        stop = penalty.stop or len(_STEPS)
+        if penalty.start <= step < stop:
+            if (step - penalty.start) % penalty.every == 0:
+                penalize = FRESH
+                measure |= isinstance(penalty, FisherPenalty)
+            elif penalty.reuse:
+                penalize = REUSED
+    return Plan(penalize, measure)
+
+
+@pytest.mark.parametrize(("penalty", "trace_every"), _CASES)
+def test_steps_have_the_plan_that_the_arguments_say(penalty, trace_every):
+    steps = Schedule(penalty, trace_every)
+    expected = [_expected(penalty, trace_every, step) for step in _STEPS]
+    assert [steps.choose(lambda p: p, step) for step in _STEPS] == expected
+    assert set(steps.plans) == set(expected), "no other is compiled"
+    observed = steps.observed(np.arange(len(_STEPS)))
+    assert observed.tolist() == [plan.observes for plan in expected]
+    assert steps.observes == (penalty is not None or trace_every is not None)
+
+    def told(plan):
+        return tf.constant(plan.penalize), tf.constant(plan.measure)
+
+    @tf.function
+    def in_graph(step):
+        return steps.choose(told, step)
+
+    for step, plan in zip(_STEPS, expected):
+        found = in_graph(tf.constant(step, tf.int64))
+        assert tuple(map(int, found)) == plan
+
+
+def test_a_period_too_long_to_look_through_has_all_plans():
+    steps = Schedule(FisherPenalty(0.1, every=1009), 997)
+    assert len(steps.plans) == 6
