@@ -1,35 +1,42 @@
-"""`FisherModel`: when a step measures or penalizes, and what reaches the logs.
+"""`FisherModel`: what happens to a batch, from the data to the logs.
 
-`train_step` is Keras's own. It calls the model, `compute_loss` and
-`compute_metrics`; what is overridden here are these three. A penalty adds zero
-to the value of the loss and its gradient to the gradient of the loss, so
-whatever Keras does with losses and gradients (scaling, clipping, replicas,
-accumulation) it does with the penalty, and the loss in the logs stays the
-user's.
+A step follows the plan of its number (`_training.schedule`): it does what
+Keras's own does, or it also measures Tr(F), computes a penalty, or uses the
+gradient of one again (`_observed_step`). A penalty is in the gradient alone:
+whatever Keras does with gradients (scaling, clipping, replicas, accumulation)
+it does with that of the penalty, and the loss in the logs stays the user's.
 """
 
 from __future__ import annotations
 
-import contextlib
-import threading
 from typing import Any
-import warnings
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_fisher import likelihoods
 from keras_fisher import penalties
 from keras_fisher._common import checks
 from keras_fisher._common import dtypes
-from keras_fisher._common import structures
-from keras_fisher._training import memorization
+from keras_fisher._common.noisy_targets import has_noise_flags
+from keras_fisher._common.noisy_targets import label_of
+from keras_fisher._common.noisy_targets import weight_of
+from keras_fisher._training import model_checks
+from keras_fisher._training import optimizers
 from keras_fisher._training import replicas
 from keras_fisher._training import schedule
-from keras_fisher._training import train_function
+from keras_fisher._training.guarded_gradient import added
+from keras_fisher._training.guarded_gradient import guarded_gradient
+from keras_fisher._training.measurements import NOTHING_MEASURED
+from keras_fisher._training.measurements import Measurements
+from keras_fisher._training.measurements import Observed
+from keras_fisher._training.memorization import MemorizationAccuracy
+from keras_fisher._training.replicas import Share
+from keras_fisher._training.schedule import Plan
 from keras_fisher._training.state import FisherState
-from keras_fisher._training.step import Step
+from keras_fisher._training.train_function import TrainFunction
+from keras_fisher.likelihoods.lookup import is_auto
+from keras_fisher.likelihoods.lookup import of_model
 
 
 @keras.saving.register_keras_serializable(package="keras_fisher")
@@ -59,7 +66,7 @@ class FisherModel(keras.Model):
     (`mixed_float16`) the optimizer skips the whole step and the loss stays
     what it is.
 
-    Targets may carry a noise mask, `{"label": ..., "is_noisy": ...,
+    Targets may carry noise flags, `{"label": ..., "is_noisy": ...,
     "true_label": ...}` as from `keras_fisher.datasets.add_label_noise`; the
     logs then also have `clean_accuracy`, `noisy_accuracy` and (with true
     labels) `recovered_accuracy`.
@@ -112,7 +119,7 @@ class FisherModel(keras.Model):
         seed: int | None = None,
         **kwargs,
     ):
-        _check_wrappable(model)
+        model_checks.check_wrappable(model)
         if trace_every is not None:
             checks.integer("trace_every", trace_every, 1)
         if seed is not None:
@@ -123,17 +130,13 @@ class FisherModel(keras.Model):
         self.penalty = penalties.get(penalty)
         self.trace_every = trace_every
         self.seed = seed
-        self._finds_likelihood = likelihoods.is_auto(likelihood)
+        self._finds_likelihood = is_auto(likelihood)
         self.likelihood = (
-            None
-            if self._finds_likelihood
-            else likelihoods.of_model(likelihood, model)
+            None if self._finds_likelihood else of_model(likelihood, model)
         )
-        self._probe = penalties.TraceProbe()
-        self._memorization = memorization.MemorizationAccuracy()
+        self._measurement = penalties.TraceMeasurement()
+        self._memorization = MemorizationAccuracy()
         self.built = model.built
-        # Mirrored replicas trace their steps in threads of their own.
-        self._active = threading.local()
         if self._schedule.observes:
             self.seed_generator = keras.random.SeedGenerator(seed)
             self.state = FisherState(
@@ -179,9 +182,9 @@ class FisherModel(keras.Model):
         if not self._schedule.observes:
             return
         if self._finds_likelihood:
-            self.likelihood = likelihoods.of_model(self.loss, self.model)
+            self.likelihood = of_model(self.loss, self.model)
         if self.model.built:
-            self._check_trainable()
+            model_checks.check_trainable(self.model)
             self._create_stored_gradients()
 
     compile.__doc__ = keras.Model.compile.__doc__
@@ -192,9 +195,9 @@ class FisherModel(keras.Model):
             self.optimizer.build(self.trainable_variables)
 
     def fit(self, x=None, y=None, *args, **kwargs):
-        self._check_labels(memorization.label_of(y))
+        model_checks.check_labels(self.model, self.likelihood, label_of(y))
         history = super().fit(x, y, *args, **kwargs)
-        self._check_weights()
+        model_checks.warn_of_lost_weights(self.model, stacklevel=2)
         return history
 
     fit.__doc__ = keras.Model.fit.__doc__
@@ -233,41 +236,109 @@ class FisherModel(keras.Model):
         logs = super().test_step(data)
         return replicas.with_axis(self.distribute_strategy, logs)
 
-    def _planned_step(self, data, examples, plan: schedule.Plan):
-        """Keras's train step, with what `plan` adds to it.
+    def _planned_step(self, data, examples, plan: Plan):
+        """A step that does what its plan says.
 
         Args:
             data: The batch of this replica.
             examples: Number of examples of all replicas; None if each has as
                 many as this one.
             plan: What to do.
+
+        Returns:
+            The logs, and what was measured.
         """
-        self._build(data)
-        step = Step(self, plan, examples)
-        self._active.step = step
-        try:
-            with penalties.explained():
-                logs = super().train_step(data)
-        finally:
-            self._active.step = None
-        self._remember(step)
+        self._prepare(data)
+        if plan.is_plain:
+            logs, observed = super().train_step(data), Observed()
+        else:
+            logs, observed = self._observed_step(data, examples, plan)
+        self.state.remember(observed)
         logs = {**logs, "fisher_trace": self.state.fisher_trace.value}
         if not self._measures_trace:
             del logs["fisher_trace"]
         if self.penalty is not None:
             logs["fisher_penalty"] = self.state.fisher_penalty.value
             logs["fisher_nonfinite"] = self.state.fisher_nonfinite.value
-        return logs, step.measurement()
+        return logs, observed.tensors(
+            len(self.trainable_variables), self.state.dtype
+        )
+
+    def _observed_step(self, data, examples, plan: Plan):
+        """All that happens to a batch that is penalized or measured.
+
+        As in Keras's own step: forward pass, loss, gradients, update, metrics.
+        """
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        optimizer, variables = self.optimizer, self.trainable_variables
+        scale = optimizer.scale_loss(1.0)
+        share = Share.of(x, examples, optimizer, self.distribute_strategy)
+        is_fresh = plan.penalize == schedule.FRESH
+        # A gradient to be stored is computed apart from that of the loss.
+        is_apart = is_fresh and self.penalty.stores_gradient
+        observer = self.penalty if is_fresh else self._measurement
+        penalty = traces = is_usable = None
+
+        # Forward pass, loss, penalty.
+        with tf.GradientTape(persistent=is_apart) as tape:
+            forward = observer.forward(self.model, x, seed=self.seed_generator)
+            loss = self.compute_loss(x, y, forward.outputs, sample_weight)
+            objective = optimizer.scale_loss(tf.reduce_sum(loss))
+            if is_fresh:
+                term = self._term(self.penalty, forward, share, label_of(y))
+                penalty, traces = share.weighted(term.value), term.traces
+                penalized = optimizer.scale_loss(penalty)
+                if not is_apart:
+                    penalized = objective + share.in_loss(penalized, objective)
+        if plan.measure and traces is None:
+            traces = self._term(self._measurement, forward, share).traces
+
+        # Gradients, with that of a penalty only if it is finite.
+        if plan.penalize == schedule.NOTHING:
+            gradients = tape.gradient(objective, variables)
+        elif plan.penalize == schedule.REUSED:
+            gradients = added(
+                tape.gradient(objective, variables),
+                self.state.gradients(self.model),
+                scale / share.replicas,
+            )
+        else:
+            guarded = guarded_gradient(
+                tape, penalized, variables, penalty, scale
+            )
+            is_usable = guarded.is_usable
+            gradients, loss = guarded.for_optimizer(
+                loss, optimizers.skips_steps(optimizer)
+            )
+            if is_apart:
+                guarded.store(self.state.gradients(self.model))
+                gradients = added(
+                    tape.gradient(objective, variables),
+                    gradients,
+                    1 / share.replicas,
+                )
+
+        # Update, metrics, logs.
+        optimizer.apply(gradients, variables)
+        self._loss_tracker.update_state(share.of_all(loss), share.batch_size)
+        logs = self.compute_metrics(x, y, forward.outputs, sample_weight)
+        traces = None if traces is None else share.weighted(traces)
+        return logs, Observed(traces, penalty, is_usable, share.batch_size)
+
+    def _term(self, penalty, forward, share: Share, y=None) -> penalties.Term:
+        """A penalty on this replica's batch."""
+        return penalty(
+            forward,
+            self.likelihood,
+            y,
+            seed=self.seed_generator,
+            loss_scale=self.optimizer.scale_loss(1.0),
+            batches=share.batches,
+        )
 
     @property
     def _measures_trace(self) -> bool:
         return self.trace_every is not None or self.penalty.measures_trace
-
-    def __call__(self, *args, **kwargs):
-        step = getattr(self._active, "step", None)
-        if step is None:
-            return super().__call__(*args, **kwargs)
-        return step.forward_pass(*args, **kwargs)
 
     def compute_loss(
         self,
@@ -277,25 +348,18 @@ class FisherModel(keras.Model):
         sample_weight=None,
         training=True,
     ):
-        y, sample_weight = (
-            memorization.label_of(y),
-            memorization.weight_of(sample_weight),
+        loss = super().compute_loss(
+            x, label_of(y), y_pred, weight_of(sample_weight), training=training
         )
-        step = getattr(self._active, "step", None)
-        with contextlib.nullcontext() if step is None else step.recorded():
-            loss = super().compute_loss(
-                x, y, y_pred, sample_weight, training=training
-            )
-        return loss if step is None else step.add_penalty(loss, y)
+        # Of an empty batch Keras takes no mean, where it knows its size.
+        is_of_none = loss.shape.num_elements() == 0
+        return tf.reduce_sum(loss) if is_of_none else loss
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         logs = super().compute_metrics(
-            x,
-            memorization.label_of(y),
-            y_pred,
-            sample_weight=memorization.weight_of(sample_weight),
+            x, label_of(y), y_pred, sample_weight=weight_of(sample_weight)
         )
-        if memorization.has_noise_mask(y):
+        if has_noise_flags(y):
             logs = {
                 **logs,
                 **self._memorization.update_state(y, y_pred, self.likelihood),
@@ -305,23 +369,14 @@ class FisherModel(keras.Model):
     def reset_metrics(self):
         super().reset_metrics()
         self._memorization.reset_state()
-        if isinstance(self.train_function, train_function.TrainFunction):
+        if isinstance(self.train_function, TrainFunction):
             self.train_function.begin_epoch()
-
-    def _remember(self, step: Step) -> None:
-        if step.traces is not None:
-            self.state.fisher_trace.assign(tf.reduce_sum(step.traces))
-        if step.value is not None:
-            self.state.fisher_penalty.assign(step.value)
-            self.state.fisher_nonfinite.assign_add(
-                tf.cast(step.is_lost, self.state.dtype)
-            )
 
     # Building and checking.
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        # Keras's own adds up the parts of replicas, where it needs shapes: it
-        # fails for parts of unequal sizes, and with several workers.
+        # Keras's own adds up the shares of replicas, where it needs shapes: it
+        # fails for shares of unequal sizes, and with several workers.
         strategy = self.distribute_strategy
         if iterator is not None and strategy.num_replicas_in_sync > 1:
             iterator, data_batch = (
@@ -348,74 +403,19 @@ class FisherModel(keras.Model):
         ):
             self._symbolic_build(data_batch=specs)
 
-    def _build(self, data) -> None:
+    def _prepare(self, data) -> None:
         """Creates what a step needs, before it starts."""
         x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
         if not (self.built and self.model.built):
             self(x)
-        self._check_trainable()
+        model_checks.check_trainable(self.model)
         self._create_stored_gradients()
-        self._check_outputs(x)
+        if self.distribute_strategy.num_replicas_in_sync == 1:
+            model_checks.check_outputs(self.model, self.likelihood, x)
 
     def _create_stored_gradients(self) -> None:
         if self.penalty is not None and self.penalty.stores_gradient:
             self.state.create_gradients(self.model)
-
-    def _check_trainable(self) -> None:
-        if not self.model.trainable_variables:
-            raise ValueError(
-                "No variable of the model is trainable, so its Fisher "
-                f"information is empty. Received: {self.model.name} with "
-                f"trainable={self.model.trainable}. Unfreeze a layer before "
-                "`compile()`, or pass `penalty=None, trace_every=None`."
-            )
-
-    def _check_labels(self, y) -> None:
-        """Refuses labels that XLA would take without a word."""
-        outputs = structures.symbolic_outputs(self.model)
-        known = self.likelihood is not None and outputs is not None
-        if y is not None and known:
-            classes = structures.apply(lambda t: t.shape[-1], outputs)
-            self.likelihood.check_labels(y, classes)
-
-    def _check_weights(self) -> None:
-        """Warns of what no log says: a last step that overflows."""
-        lost = [
-            variable.path
-            for variable in self.model.weights
-            if keras.backend.is_float_dtype(variable.dtype)
-            and not tf.reduce_all(tf.math.is_finite(variable.value))
-        ]
-        if lost:
-            warnings.warn(
-                "Training has ended with weights that are NaN or infinite. "
-                f"Received: {len(lost)} such variables of "
-                f"{len(self.model.weights)}, first {lost[0]!r}. Go back to "
-                "weights saved earlier, look for what overflows "
-                "(`tf.debugging.enable_check_numerics()` says where), and "
-                "have `keras.callbacks.TerminateOnNaN` end the training at "
-                "the first loss that is NaN.",
-                RuntimeWarning,
-                stacklevel=3,
-            )
-
-    def _check_outputs(self, x) -> None:
-        """Refuses outputs that are not what the likelihood expects.
-
-        Tried on an example of zeros, outside the graph that is being traced.
-        """
-        if getattr(self.likelihood, "from_logits", True):
-            return
-        leaves = keras.tree.flatten(x)
-        if any(None in leaf.shape[1:] for leaf in leaves):
-            return
-        if self.distribute_strategy.num_replicas_in_sync > 1:
-            return
-        with tf.init_scope():
-            zeros = keras.tree.map_structure(
-                lambda leaf: tf.zeros([1, *leaf.shape[1:]], leaf.dtype), x
-            )
-            self.likelihood.check(self.model(zeros, training=False))
 
     # The function that `fit` calls.
 
@@ -423,7 +423,7 @@ class FisherModel(keras.Model):
         if not self._schedule.observes:
             return super().make_train_function(force)
         if self.train_function is None or force:
-            self.train_function = train_function.TrainFunction(
+            self.train_function = TrainFunction(
                 self,
                 self._schedule,
                 self._planned_step,
@@ -434,35 +434,13 @@ class FisherModel(keras.Model):
     make_train_function.__doc__ = keras.Model.make_train_function.__doc__
 
     @property
-    def measurements(self) -> train_function.Measurements:
+    def measurements(self) -> Measurements:
         """What the last call of the train function has measured.
 
         That are the last `steps_per_execution` steps. Callbacks read it in
         `on_train_batch_end`; doing so waits for the steps to end, unless it
         is known without that nothing was measured.
         """
-        if isinstance(self.train_function, train_function.TrainFunction):
+        if isinstance(self.train_function, TrainFunction):
             return self.train_function.measurements
-        return train_function.NOTHING_MEASURED
-
-
-def _check_wrappable(model: Any) -> None:
-    if not isinstance(model, keras.Model):
-        raise ValueError(
-            "`FisherModel` wraps a `keras.Model`. Received: "
-            f"{model!r} of type {type(model).__name__}. Put layers into a "
-            "`keras.Sequential` first."
-        )
-    own = [
-        name
-        for name in ("train_step", "compute_loss")
-        if getattr(type(model), name) is not getattr(keras.Model, name)
-    ]
-    if own:
-        raise ValueError(
-            "`FisherModel` trains with its own step, so that the "
-            f"`{'` and `'.join(own)}` of {type(model).__name__} would have no "
-            "effect. Wrap the network inside of it, or use "
-            "`keras_fisher.layers.FisherRegularization`, which works with any "
-            "training step."
-        )
+        return NOTHING_MEASURED

@@ -1,18 +1,18 @@
 """The Fisher Penalty and the penalties that the paper compares it with.
 
-A penalty decides on which labels, which variables, which part of the batch
+A penalty decides on which labels, which variables, which subset of the batch
 and at which steps a squared gradient norm is added to the loss:
 
     L'(θ) = L(θ) + α ‖ĝ‖²,    ĝ = (1/B) Σ_i ∇_θ -log p_θ(ŷ_i | x_i).
 
-All of them go by the unbiased estimate T of a trace from a part of b' ≤ B
+All of them go by the unbiased estimate T of a trace from a subset of b' ≤ B
 examples in micro-batches of b_m examples,
 
     T = (1/b') Σ_m b_m² ‖ĝ_m‖²,    α T / B  is the penalty,
 
 which is α ‖ĝ‖² for one micro-batch of the whole batch. With labels sampled
 from the model E[T] = Tr(F), so the expected penalty α Tr(F) / B does not
-depend on the part or on how it is split.
+depend on the subset or on how it is split.
 
 Used by `FisherModel` and `FisherRegularization`, and in a loop of your own:
 
@@ -30,7 +30,6 @@ Used by `FisherModel` and `FisherRegularization`, and in a loop of your own:
 from __future__ import annotations
 
 from collections.abc import Sequence
-import contextlib
 import dataclasses
 import inspect
 import math
@@ -46,8 +45,13 @@ from keras_fisher._common import dtypes
 from keras_fisher._common import random_draws
 from keras_fisher._common import structures
 from keras_fisher._derivatives import forward as forward_lib
+from keras_fisher._derivatives import gradient_norms
 from keras_fisher._derivatives import gradients as gradients_lib
 from keras_fisher._derivatives.forward import Forward
+from keras_fisher._derivatives.gradient_norms import InputNorm
+from keras_fisher._derivatives.gradient_norms import Norm
+from keras_fisher._derivatives.gradient_norms import ParameterNorm
+from keras_fisher._derivatives.gradient_norms import SquaredNorms
 from keras_fisher.likelihoods.base import Likelihood
 
 _METHODS = ("exact", "finite_difference")
@@ -83,7 +87,7 @@ class Penalty:
         start: First optimizer step with the penalty.
         stop: First optimizer step without it again; None for never.
         micro_batch_size: Examples per micro-batch, whose squared norms are
-            averaged and scaled by b/B; None for one of the whole part. The
+            averaged and scaled by b/B; None for one of the whole subset. The
             expected penalty does not depend on it, its variance and its cost
             do: there is one backward pass for each micro-batch.
         method: `"exact"` differentiates the gradient norm. With
@@ -152,6 +156,11 @@ class Penalty:
     measures_trace = False  # whether T estimates Tr(F)
     needs_labels = False  # whether `labels` reads y
 
+    @property
+    def norm(self) -> Norm:
+        """What the squared norm is taken of: parameters, unless excluded."""
+        return ParameterNorm(self.selects)
+
     def selects(self, variable: keras.Variable) -> bool:
         """Whether the norm takes in the gradient of `variable`."""
         return not any(p.search(variable.path) for p in self._excluded)
@@ -204,7 +213,7 @@ class Penalty:
             x,
             fraction=self.fraction,
             seed=seed,
-            watch_inputs=watch_inputs,
+            watch_inputs=watch_inputs or self.norm.watches_inputs,
             twice=self.method == "exact" and self.micro_batch_size is not None,
             replayable=self.method == "finite_difference",
         )
@@ -216,7 +225,7 @@ class Penalty:
         y: tf.Tensor | None = None,
         *,
         seed: int | keras.random.SeedGenerator = 0,
-        loss_scale: float | tf.Tensor = 1.0,
+        loss_scale: float | tf.Tensor | None = None,
         batches: int | tf.Tensor = 1,
     ) -> Term:
         """Computes the penalty. To be called where `forward` was recorded.
@@ -228,7 +237,8 @@ class Penalty:
                 several outputs, a list or dict.
             seed: Where the draw of labels comes from.
             loss_scale: Factor on the loss in the backward pass, taken out
-                again before the square; for half precision.
+                again before the square; None for one that fits, which is 1
+                but in half precision.
             batches: Number of batches like this one that make up one
                 optimizer step (replicas, accumulated gradients).
 
@@ -239,43 +249,35 @@ class Penalty:
             ValueError: If a selected variable has no gradient, or if the
                 likelihood is not for as many outputs.
         """
-        likelihood.check_structure(forward.part_outputs)
+        likelihood.check_structure(forward.subset_outputs)
         labels = self.labels(
             likelihood,
-            forward.part_outputs,
-            forward.of_part(structures.apply(tf.convert_to_tensor, y)),
+            forward.subset_outputs,
+            forward.subset.of(structures.apply(tf.convert_to_tensor, y)),
             seed,
         )
 
-        dtype = dtypes.at_least_single(forward.dtype)
-        loss_scale = tf.cast(loss_scale, dtype)
+        def score(outputs, weights):
+            return likelihood.score(labels, outputs, forward.mask, weights)
 
-        def gradient(tape, outputs, targets, weights):
-            score = likelihood.score(labels, outputs, forward.mask, weights)
-            return gradients_lib.vector_jacobian(
-                tape,
-                structures.leaves(outputs),
-                targets,
-                structures.leaves(score),
-            )
-
-        micro_batch = self._micro_batch_function(forward, gradient, loss_scale)
-        squares, *derivatives = gradients_lib.sum_over_micro_batches(
-            micro_batch,
-            forward.part_size,
-            self.micro_batch_size,
-            dtype,
+        norms = SquaredNorms(
+            forward,
+            self.norm,
+            score,
+            loss_scale,
+            dtypes.at_least_single(forward.dtype),
         )
+        squares, derivatives = norms.compute(self.method, self.micro_batch_size)
         # Of no example, the trace and the penalty are zero.
-        part_size = tf.cast(tf.maximum(forward.part_size, 1), squares.dtype)
-        traces = squares / part_size
+        size = tf.cast(tf.maximum(forward.subset.size, 1), squares.dtype)
+        traces = squares / size
         examples = tf.cast(forward.batch_size, squares.dtype) * tf.cast(
             batches, squares.dtype
         )
-        scale = self.alpha * self._per_trace(tf.maximum(examples, 1))
-        value = scale * self._total(forward, traces)
-        if derivatives:
-            scale /= part_size
+        scale = self.alpha * self.norm.scale(tf.maximum(examples, 1))
+        value = scale * gradient_norms.total(self.norm, forward, traces)
+        if derivatives is not None:
+            scale /= size
             value = gradients_lib.with_gradient(
                 value,
                 forward.targets,
@@ -283,125 +285,6 @@ class Penalty:
             )
         traces = tf.stop_gradient(traces) if self.measures_trace else None
         return Term(value, traces)
-
-    def _micro_batch_function(self, forward, gradient, loss_scale):
-        """b_m² ‖ĝ_m‖² for each source, as a function of a micro-batch.
-
-        Behind it follow, unless the tape around will differentiate it, its
-        derivatives with respect to the targets.
-        """
-
-        def squares_of(weights, count):
-            gradients = self._norm_gradients(
-                forward,
-                gradient(
-                    forward.tape,
-                    forward.part_outputs,
-                    forward.targets,
-                    weights * loss_scale,
-                ),
-            )
-            squares = gradients_lib.squared_norms_alone(gradients, loss_scale)
-            return tf.cast(tf.square(count), squares.dtype) * squares
-
-        def differentiated_around(weights, count):
-            return [squares_of(weights, count)]
-
-        def differentiated_here(weights, count):
-            with forward.second_tape:
-                squares = squares_of(weights, count)
-                total = self._total(forward, squares)
-            derivatives = forward.second_tape.gradient(
-                total,
-                forward.targets,
-                unconnected_gradients=tf.UnconnectedGradients.ZERO,
-            )
-            return [squares, *map(tf.convert_to_tensor, derivatives)]
-
-        if self.method == "finite_difference":
-            return lambda weights, count: self._finite_difference(
-                forward, gradient, weights, count, loss_scale
-            )
-        if self.micro_batch_size is None:
-            return differentiated_around
-        # A loop, whose gradient would keep all micro-batches in memory.
-        return differentiated_here
-
-    def _finite_difference(
-        self, forward, gradient, weights, count, loss_scale
-    ) -> list[tf.Tensor]:
-        weights *= loss_scale
-        here = gradient(
-            forward.tape, forward.part_outputs, forward.targets, weights
-        )
-        squares = gradients_lib.squared_norms(
-            self._norm_gradients(forward, here), loss_scale
-        )
-        direction = [
-            g if chosen else None
-            for g, chosen in zip(here, self._directions(forward))
-        ]
-        step = gradients_lib.difference_step(
-            direction, forward.targets, forward.dtype
-        )
-        moved = [
-            tf.identity(t)
-            if d is None
-            else t + tf.cast(step, t.dtype) * tf.cast(d, t.dtype)
-            for t, d in zip(forward.targets, direction)
-        ]
-        there = gradient(*forward.replay(moved), moved, weights)
-        if any(b is None for a, b in zip(here, there) if a is not None):
-            raise ValueError(
-                "The model does not run with other values of its variables "
-                'than their own, which `method="finite_difference"` needs. '
-                "`tf.recompute_grad` does that; use "
-                "`keras_fisher.layers.Rematerialization` instead."
-            )
-        count = tf.cast(count, squares.dtype)
-        # One loss scale is in the direction, and one in each gradient.
-        scale = tf.cast(loss_scale, squares.dtype)
-        factor = 2.0 * tf.square(count / scale) / tf.cast(step, scale.dtype)
-        return [tf.square(count) * squares] + [
-            tf.zeros_like(t)
-            if a is None or b is None
-            else tf.cast(factor, a.dtype) * (b - a)
-            for t, a, b in zip(forward.targets, here, there)
-        ]
-
-    # What the norm is taken of: the parameters, or (GP_x) the inputs.
-
-    def _norm_gradients(self, forward: Forward, gradients: list) -> list:
-        """Of the gradients for the targets, those the norm is taken of."""
-        variables = forward.layer.trainable_variables
-        lost = [
-            variable.path
-            for variable, gradient in zip(variables, gradients)
-            if gradient is None and self.selects(variable)
-        ]
-        if lost:
-            raise ValueError(
-                "The outputs do not depend on these trainable variables, so "
-                f"they have no gradient: {lost}. Freeze their layers "
-                "(`layer.trainable = False`), or leave them out with "
-                "`exclude=` of the penalty."
-            )
-        return gradients[: len(variables)]
-
-    def _directions(self, forward: Forward) -> list[bool]:
-        """Which targets the penalized norm is taken of."""
-        variables = forward.layer.trainable_variables
-        inputs = len(forward.targets) - len(variables)
-        return [*map(self.selects, variables), *[False] * inputs]
-
-    def _total(self, forward: Forward, squares: tf.Tensor) -> tf.Tensor:
-        chosen = [
-            float(self.selects(v)) for v in forward.layer.trainable_variables
-        ]
-        return tf.reduce_sum(squares * chosen)
-
-    def _per_trace(self, examples: tf.Tensor) -> tf.Tensor:
-        return 1.0 / examples
 
     # Configuration.
 
@@ -446,8 +329,11 @@ class FisherPenalty(Penalty):
         return likelihood.sample(outputs, random_draws.draw(seed))
 
 
-class TraceProbe(FisherPenalty):
-    """Estimates Tr(F) as the Fisher Penalty does, and penalizes nothing."""
+class TraceMeasurement(FisherPenalty):
+    """Measures Tr(F) as the Fisher Penalty does, and penalizes nothing.
+
+    Its forward pass is the same to the last bit as without it.
+    """
 
     def __init__(self):
         super().__init__(alpha=0.0)
@@ -505,39 +391,21 @@ class InputGradientPenalty(Penalty):
     def labels(self, likelihood, outputs, y, seed):
         return _labels_given(self, y)
 
-    def forward(self, layer, x, *, seed=0, watch_inputs=True):
-        dtypes = [leaf.dtype for leaf in keras.tree.flatten(x)]
-        if not any(dtype.is_floating for dtype in dtypes):
+    @property
+    def norm(self):
+        return InputNorm()
+
+    def forward(self, layer, x, *, seed=0, watch_inputs=False):
+        found = [leaf.dtype for leaf in keras.tree.flatten(x)]
+        if not any(dtype.is_floating for dtype in found):
             raise ValueError(
                 "`InputGradientPenalty` differentiates the inputs, which "
                 "have to be of floating point. Received inputs of "
-                f"{[dtype.name for dtype in dtypes]}. Use `FisherPenalty`, "
+                f"{[dtype.name for dtype in found]}. Use `FisherPenalty`, "
                 "or put the penalty behind the embedding with "
                 "`FisherRegularization`."
             )
-        return super().forward(layer, x, seed=seed, watch_inputs=True)
-
-    def _norm_gradients(self, forward, gradients):
-        gradients = gradients[len(forward.layer.trainable_variables) :]
-        if any(gradient is None for gradient in gradients):
-            raise ValueError(
-                "The outputs do not depend on some of the inputs, or not "
-                "differentiably. Leave these inputs out of the model, or use "
-                "another penalty."
-            )
-        return gradients
-
-    def _directions(self, forward):
-        variables = len(forward.layer.trainable_variables)
-        inputs = len(forward.targets) - variables
-        return [False] * variables + [True] * inputs
-
-    def _total(self, forward, squares):
-        return tf.reduce_sum(squares)
-
-    def _per_trace(self, examples):
-        # A gradient at one input does not shrink with the batch.
-        return tf.ones_like(examples)
+        return super().forward(layer, x, seed=seed, watch_inputs=watch_inputs)
 
 
 _BY_NAME = {
@@ -591,30 +459,6 @@ def get(identifier: Any) -> Penalty | None:
         f"the names {sorted(_BY_NAME)}, or a `keras_fisher` penalty. "
         f"Received: {identifier!r}"
     )
-
-
-@contextlib.contextmanager
-def explained():
-    """Context of a second backward pass that says what its errors mean.
-
-    Raises:
-        ValueError: If a layer has no second derivative.
-    """
-    try:
-        yield
-    except (LookupError, NotImplementedError) as error:
-        # The latter may come from a layer of the user's.
-        is_own = isinstance(error, NotImplementedError)
-        if is_own and "recompute_grad" not in str(error):
-            raise
-        raise ValueError(
-            "A layer has no second derivative, which "
-            '`method="exact"` needs. Give the penalty '
-            '`method="finite_difference"`, which works with any layer but '
-            "those that `tf.recompute_grad` is around: for these, use "
-            "`keras_fisher.layers.Rematerialization` instead. "
-            f"(TensorFlow says: {error})"
-        ) from error
 
 
 def _labels_given(penalty: Penalty, y: tf.Tensor | None) -> tf.Tensor:

@@ -212,7 +212,7 @@ def memorization(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         ax: Axes to draw into; those of a new figure by default.
 
     Raises:
-        ValueError: If no run was trained with a noise mask.
+        ValueError: If no run was trained with noise flags.
     """
     curves = _curves(frame, _KINDS)
     line = _imported("matplotlib.lines").Line2D

@@ -709,7 +709,7 @@ def test_backup_and_restore_resumes(tmp_path):
     _assert_equal(again.get_weights(), whole.get_weights())
 
 
-# Noise masks.
+# Noise flags.
 
 
 def _noisy(batch_size, weights=False):
@@ -757,7 +757,7 @@ def test_noisy_and_clean_accuracy_equal_those_of_predict(
     )
 
 
-def test_noise_masks_as_arrays_with_weights_and_a_split():
+def test_noise_flags_as_arrays_with_weights_and_a_split():
     targets = {k: v.numpy() for k, v in next(iter(_noisy(50)))[1].items()}
     model = _compile(FisherModel(_network(), 0.1))
     logs = model.fit(

@@ -17,6 +17,7 @@ from keras_fisher import UniformLabelPenalty
 from keras_fisher import likelihoods
 from keras_fisher import penalties
 from keras_fisher._common import random_draws
+from keras_fisher._derivatives import second_derivatives
 
 _SEED = 11
 _MODES = ("eager", "graph", "xla")
@@ -220,7 +221,7 @@ def test_fraction_equals_brute_force_on_the_rows_it_draws(name, mode):
 def test_fraction_takes_the_nearest_number_of_examples(fraction, size):
     model, x = networks.build("dense")
     penalty = FisherPenalty(fraction=fraction)
-    assert penalty.forward(model, x).part_size == size
+    assert penalty.forward(model, x).subset.size == size
 
 
 @pytest.mark.parametrize("name", networks.NETWORKS)
@@ -606,7 +607,7 @@ def test_masked_tokens_are_no_part_of_the_example():
     )
     np.testing.assert_allclose(short_value, padded_value, rtol=1e-6)
     part = FisherPenalty(1.0, fraction=0.5).forward(model, padded)
-    np.testing.assert_array_equal(part.mask, part.of_part(padded != 0))
+    np.testing.assert_array_equal(part.mask, part.subset.of(padded != 0))
 
 
 class _SameLabels(likelihoods.Categorical):
@@ -802,5 +803,5 @@ class _Unfinished(keras.layers.Layer):
 
 def test_what_a_layer_of_the_user_has_not_implemented_stays_its_error():
     model = keras.Sequential([_Unfinished(), keras.layers.Dense(2)])
-    with pytest.raises(NotImplementedError), penalties.explained():
+    with pytest.raises(NotImplementedError), second_derivatives.explained():
         model(np.ones([4, 3]))

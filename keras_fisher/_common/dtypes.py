@@ -1,4 +1,4 @@
-"""Which precision things are computed in."""
+"""Which precision things are computed in, and factors in it."""
 
 from __future__ import annotations
 
@@ -14,3 +14,13 @@ def at_least_single(dtype) -> tf.DType:
 def precise(x) -> tf.Tensor:
     """A tensor in at least single precision."""
     return tf.cast(x, at_least_single(x.dtype))
+
+
+def times(x: tf.Tensor, factor: float | tf.Tensor) -> tf.Tensor:
+    """X times a factor, in the dtype of x; x itself if the factor is 1."""
+    return x if is_one(factor) else x * tf.cast(factor, x.dtype)
+
+
+def is_one(factor: float | tf.Tensor) -> bool:
+    """Whether a factor is known to be 1, so that it may be left out."""
+    return not tf.is_tensor(factor) and factor == 1

@@ -56,14 +56,14 @@ def start(seed: int | None) -> int:
 
 
 def from_example(seed: tf.Tensor, first) -> tf.Tensor:
-    """A seed for part of a larger set of examples.
+    """A seed for some of a larger set of examples.
 
     What is drawn with it has one row for each example, and the row of an
-    example is the same whatever the part that it is drawn in.
+    example is the same whatever others it is drawn with.
 
     Args:
         seed: `int64` tensor of shape `(2,)`, see `draw`.
-        first: Position in the whole set of the part's first example.
+        first: Position in the whole set of the first of them.
 
     Returns:
         An `int64` tensor of shape `(3,)`, to be used like a seed.

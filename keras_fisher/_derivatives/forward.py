@@ -1,10 +1,10 @@
 """The one forward pass that the loss and the penalty share.
 
-A penalty may look at a random part of the batch. Where no layer lets examples
-see each other, the part and the rest run through the model one after the
-other and the outputs are joined, so that a small part costs little; otherwise
-(batch normalization) the whole batch runs at once and the part's outputs are
-picked from it. Both give the same quantities.
+A penalty may look at a random subset of the batch. Where no layer lets
+examples see each other, the subset and the rest run through the model one
+after the other and the outputs are joined, so that a small subset costs
+little; otherwise (batch normalization) the whole batch runs at once and the
+outputs of the subset are picked from it. Both give the same quantities.
 """
 
 from __future__ import annotations
@@ -16,9 +16,37 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from keras_fisher._common import keras_layers
 from keras_fisher._common import random_draws
 from keras_fisher._common import structures
 from keras_fisher._derivatives import second_derivatives
+from keras_fisher._derivatives.independence import examples_are_independent
+
+
+@dataclasses.dataclass(frozen=True)
+class Subset:
+    """Neighbours in a batch, from a random place on.
+
+    Neighbours can be cut out and put back without a gather, whose gradient
+    would be a scatter.
+
+    Attributes:
+        size: Number of examples in it.
+        first: Position in the batch of the first of them, which the others
+            follow, past the end of the batch from its beginning; None if the
+            subset is all of the batch.
+    """
+
+    size: int | tf.Tensor
+    first: tf.Tensor | None = None
+
+    def of(self, values: Any) -> Any:
+        """The rows of `values`, one per example, that belong to it."""
+        if self.first is None:
+            return values
+        return structures.apply(
+            lambda x: _turned(x, self.first)[: self.size], values
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,50 +56,45 @@ class Forward:
     Attributes:
         outputs: Outputs for the whole batch, in the order of the batch: a
             tensor, or a list or dict of tensors.
-        part_outputs: Outputs for the part that the penalty looks at.
-        start: Position in the batch of the part's first example, which the
-            others follow, past the end of the batch from its beginning; None
-            if the part is all of it.
-        mask: Keras mask of `part_outputs`, or None; in their structure.
+        subset_outputs: Outputs for the examples that the penalty looks at.
+        subset: Which examples these are.
+        mask: Keras mask of `subset_outputs`, or None; in their structure.
         batch_size: Number of examples in the batch.
-        part_size: Number of examples in the part.
         layer: The layer that ran.
-        inputs: What it ran on to give `part_outputs`.
+        inputs: What it ran on to give `subset_outputs`.
         targets: What penalties are differentiated by: the values of the
             layer's trainable variables, then the watched inputs, flat.
-        tape: Persistent tape from `targets` to `part_outputs`.
+        tape: Persistent tape from `targets` to `subset_outputs`.
         second_tape: Another one, for second derivatives; None if not asked
             for.
     """
 
     outputs: Any
-    part_outputs: Any
-    start: tf.Tensor | None
+    subset_outputs: Any
+    subset: Subset
     mask: Any
     batch_size: int | tf.Tensor
-    part_size: int | tf.Tensor
     layer: keras.layers.Layer
     inputs: Any
     targets: list
     tape: tf.GradientTape
     second_tape: tf.GradientTape | None
     _state_before: list
-    _picked: bool
+    _was_picked: bool
+
+    @property
+    def num_variables(self) -> int:
+        """Number of targets that are trainable variables."""
+        return len(self.layer.trainable_variables)
 
     @property
     def dtype(self) -> tf.DType:
         """The dtype of the outputs, the narrowest if there are several."""
-        dtypes = [t.dtype for t in structures.leaves(self.part_outputs)]
+        dtypes = [t.dtype for t in structures.leaves(self.subset_outputs)]
         return min(dtypes, key=lambda dtype: dtype.size)
 
-    def of_part(self, values: Any) -> Any:
-        """The rows of `values`, one per example, that belong to the part."""
-        if self.start is None:
-            return values
-        return _part(values, self.start, self.part_size)
-
     def replay(self, targets: list) -> tuple[tf.GradientTape, Any]:
-        """Runs the part again on other values, and changes nothing.
+        """Runs the subset again on other values, and changes nothing.
 
         Random layers draw the same numbers as the first time.
 
@@ -79,14 +102,14 @@ class Forward:
             targets: A tensor in place of each of `self.targets`.
 
         Returns:
-            A tape from `targets` to the outputs for the part, and these.
+            A tape from `targets` to the outputs for the subset, and these.
         """
-        variables = self.layer.trainable_variables
-        inputs = iter(targets[len(variables) :])
-        watched = {id(t) for t in self.targets[len(variables) :]}
+        inputs = iter(targets[self.num_variables :])
+        watched = {id(t) for t in self.targets[self.num_variables :]}
         inputs = keras.tree.map_structure(
             lambda x: next(inputs) if id(x) in watched else x, self.inputs
         )
+        variables = self.layer.trainable_variables
         state = [*zip(variables, targets), *self._state_before]
         tape = _tape()
         with (
@@ -94,8 +117,8 @@ class Forward:
             _recording([tape], targets, differentiable=False),
         ):
             outputs = self.layer(inputs, training=True)
-            if self._picked:
-                outputs = self.of_part(outputs)
+            if self._was_picked:
+                outputs = self.subset.of(outputs)
         return tape, outputs
 
 
@@ -115,9 +138,9 @@ def run(
     Args:
         layer: A built layer or model.
         inputs: Its inputs, with the batch as first axis of each.
-        fraction: Share of the batch that makes up the part: neighbours from
+        fraction: Share of the batch that makes up the subset: neighbours from
             a random place on, one example at least.
-        seed: Where the draw of the part comes from; not touched if
+        seed: Where the draw of the subset comes from; not touched if
             `fraction` is 1.
         watch_inputs: Whether inputs of floating point are among the targets.
         differentiable: Whether the gradient of the outputs will be
@@ -129,24 +152,13 @@ def run(
     Returns:
         A `Forward`.
     """
-    state_before = _state(layer) if replayable else []
+    state_before = keras_layers.snapshot(layer) if replayable else []
     batch_size = _batch_size(inputs)
-    part_size, start = batch_size, None
-    if fraction < 1:
-        part_size = _part_size(fraction, batch_size)
-        # Neighbours can be cut out and put back without a gather, whose
-        # gradient would be a scatter.
-        start = random_draws.integers([], batch_size, random_draws.draw(seed))
-    # Not every layer takes a rest without an example.
-    has_rest = tf.is_tensor(part_size) or part_size < batch_size
-    split = start is not None and has_rest and examples_are_independent(layer)
-    run_on, rest = inputs, None
-    if split:
-        turned = keras.tree.map_structure(lambda x: _turned(x, start), inputs)
-        run_on = keras.tree.map_structure(lambda x: x[:part_size], turned)
-        rest = keras.tree.map_structure(lambda x: x[part_size:], turned)
+    subset = _draw_subset(fraction, batch_size, seed)
+    splits = subset.first is not None and _can_split(layer, subset, batch_size)
+    run_on, rest = _split(inputs, subset) if splits else (inputs, None)
 
-    targets = values_of(layer.trainable_variables)
+    targets = keras_layers.values_of(layer.trainable_variables)
     if watch_inputs:
         targets += [
             x for x in keras.tree.flatten(run_on) if x.dtype.is_floating
@@ -154,146 +166,69 @@ def run(
     tape, second_tape = _tape(), _tape() if twice else None
     tapes = [second_tape, tape] if twice else [tape]
     with _recording(tapes, targets, differentiable):
-        outputs = layer(run_on, training=True)
-        mask = structures.apply(keras_mask, outputs)
-        part_outputs = outputs
-        if start is not None and not split:
-            part_outputs = _part(outputs, start, part_size)
-            mask = _part(mask, start, part_size)
-    if split:
-        others = structures.leaves(layer(rest, training=True))
-        size = None if tf.is_tensor(batch_size) else batch_size
-
-        def whole(part):
-            joined = _turned(tf.concat([part, others.pop(0)], axis=0), -start)
-            return tf.ensure_shape(joined, [size, *part.shape[1:]])
-
-        outputs = keras.tree.map_structure(whole, part_outputs)
+        outputs = subset_outputs = layer(run_on, training=True)
+        mask = structures.apply(keras_layers.mask_of, outputs)
+        if not splits:
+            subset_outputs, mask = subset.of(outputs), subset.of(mask)
+    if splits:
+        outputs = _joined(
+            subset_outputs, layer(rest, training=True), subset, batch_size
+        )
     return Forward(
         outputs=outputs,
-        part_outputs=part_outputs,
-        start=start,
+        subset_outputs=subset_outputs,
+        subset=subset,
         mask=mask,
         batch_size=batch_size,
-        part_size=part_size,
         layer=layer,
         inputs=run_on,
         targets=targets,
         tape=tape,
         second_tape=second_tape,
         _state_before=state_before,
-        _picked=start is not None and not split,
+        _was_picked=subset.first is not None and not splits,
     )
 
 
-def values_of(variables) -> list:
-    """The TensorFlow variables behind Keras variables."""
-    return [variable.value for variable in variables]
+def _draw_subset(fraction: float, batch_size, seed) -> Subset:
+    if fraction == 1:
+        return Subset(batch_size)
+    if tf.is_tensor(batch_size):
+        share = tf.round(fraction * tf.cast(batch_size, tf.float32))
+        size = tf.minimum(batch_size, tf.maximum(1, tf.cast(share, tf.int32)))
+    else:
+        size = min(batch_size, max(1, round(fraction * batch_size)))
+    first = random_draws.integers([], batch_size, random_draws.draw(seed))
+    return Subset(size, first)
 
 
-def keras_mask(outputs: tf.Tensor) -> tf.Tensor | None:
-    """The mask that Keras layers have left on their outputs."""
-    # Keras has no public name for it.
-    return getattr(outputs, "_keras_mask", None)
+def _can_split(layer, subset: Subset, batch_size) -> bool:
+    """Whether the subset may run apart from the rest."""
+    # Not every layer takes a rest without an example.
+    has_rest = tf.is_tensor(subset.size) or subset.size < batch_size
+    return has_rest and examples_are_independent(layer)
 
 
-def with_keras_mask(tensor: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
-    """`tensor`, with a mask that Keras layers will find on it."""
-    if mask is not None:
-        tensor._keras_mask = mask
-    return tensor
-
-
-def compute_dtype(layer: keras.layers.Layer) -> str:
-    """The dtype that a layer computes in, or what it only passes on to."""
-    while _is_transparent(layer):
-        layer = layer.layer
-    return layer.compute_dtype
-
-
-def examples_are_independent(layer: keras.layers.Layer) -> bool:
-    """Whether a layer is known to treat each example on its own.
-
-    True only for Keras's own layers and for Sequential and functional models
-    made of them and of elementwise operations such as `x + y`, none of which
-    mixes the batch, keeps state from call to call (but for seeds), adds a loss
-    or makes a mask. Code that cannot be looked into counts as dependent.
-    """
-    if not (_is_keras_own(layer) or _is_transparent(layer)):
-        return False
-    if isinstance(layer, keras.Model):
-        return all(
-            examples_are_independent(operation)
-            if isinstance(operation, keras.layers.Layer)
-            else _is_elementwise(operation)
-            for operation in getattr(layer, "operations", layer.layers)
-        )
-    if isinstance(layer, keras.layers.BatchNormalization):
-        return not layer.trainable
-    if isinstance(layer, keras.layers.RNN) and layer.stateful:
-        return False
-    if isinstance(layer, keras.layers.RNN):
-        return _is_keras_own(layer.cell)
-    if isinstance(layer, _DEPENDENT) or layer.activity_regularizer:
-        return False
-    if isinstance(layer, keras.layers.Bidirectional):
-        return all(
-            map(
-                examples_are_independent,
-                (layer.forward_layer, layer.backward_layer),
-            )
-        )
-    if isinstance(layer, keras.layers.Wrapper):
-        return examples_are_independent(layer.layer)
-    return not getattr(layer, "mask_zero", False)
-
-
-# Layers with other people's code, with state or losses, or that mask.
-_DEPENDENT = (
-    keras.layers.Lambda,
-    keras.layers.Masking,
-    keras.layers.ActivityRegularization,
-    keras.layers.SpectralNormalization,
-    keras.layers.TFSMLayer,
-    keras.layers.TorchModuleWrapper,
-    keras.layers.JaxLayer,
-)
-
-
-# What `keras.ops` and the operators on its tensors are called in a functional
-# model. Keras has no public names for them; with others they would count as
-# dependent, which costs time only.
-_ELEMENTWISE = {
-    *("Absolute", "Add", "Divide", "Maximum", "Minimum", "Multiply"),
-    *("Negative", "Power", "Square", "Subtract", "TrueDivide"),
-    *("Elu", "Exp", "Gelu", "LeakyRelu", "Relu", "Relu6", "Selu", "Sigmoid"),
-    *("Silu", "Softplus", "Softsign", "Tanh"),
-}
-
-
-def _is_elementwise(operation) -> bool:
-    """Whether an operation of a functional model is, with no broadcast batch.
-
-    An operand of lower rank would be aligned by its last axes, and a constant
-    may have an axis for the examples of one batch.
-    """
-    name = type(operation).__name__
-    if not _is_keras_own(operation) or name not in _ELEMENTWISE:
-        return False
-    inputs = keras.tree.flatten(operation.input)
-    rank = len(operation.output.shape)
-    return operation.output.shape[0] is None and all(
-        x.shape[0] is None and len(x.shape) == rank for x in inputs
+def _split(inputs: Any, subset: Subset) -> tuple[Any, Any]:
+    """Inputs of the subset, and of the other examples."""
+    turned = keras.tree.map_structure(
+        lambda x: _turned(x, subset.first), inputs
+    )
+    return (
+        keras.tree.map_structure(lambda x: x[: subset.size], turned),
+        keras.tree.map_structure(lambda x: x[subset.size :], turned),
     )
 
 
-def _is_keras_own(layer) -> bool:
-    return type(layer).__module__.split(".")[0] == "keras"
+def _joined(subset_outputs: Any, others: Any, subset: Subset, batch_size):
+    """Outputs of the whole batch, in its order."""
+    size = None if tf.is_tensor(batch_size) else batch_size
 
+    def whole(ours, theirs):
+        joined = _turned(tf.concat([ours, theirs], axis=0), -subset.first)
+        return tf.ensure_shape(joined, [size, *ours.shape[1:]])
 
-def _is_transparent(layer) -> bool:
-    """Whether a wrapper of this package only runs the layer in it."""
-    return getattr(layer, "is_transparent", False)
+    return keras.tree.map_structure(whole, subset_outputs, others)
 
 
 def _tape() -> tf.GradientTape:
@@ -312,31 +247,12 @@ def _recording(tapes: list[tf.GradientTape], targets: list, differentiable):
         yield
 
 
-def _state(layer: keras.layers.Layer) -> list:
-    """The values now of all that a call may change: statistics and seeds."""
-    return [
-        (variable, tf.identity(variable.value))
-        for variable in layer.non_trainable_variables
-    ]
-
-
 def _batch_size(inputs: Any) -> int | tf.Tensor:
     first = keras.tree.flatten(inputs)[0]
     static = first.shape[0]
     return tf.shape(first)[0] if static is None else int(static)
 
 
-def _part_size(fraction: float, batch_size):
-    if not tf.is_tensor(batch_size):
-        return min(batch_size, max(1, round(fraction * batch_size)))
-    share = tf.round(fraction * tf.cast(batch_size, tf.float32))
-    return tf.minimum(batch_size, tf.maximum(1, tf.cast(share, tf.int32)))
-
-
-def _turned(x: tf.Tensor, start: tf.Tensor) -> tf.Tensor:
-    """The examples in their order from `start` on, the first after the last."""
-    return tf.roll(x, -start, axis=0)
-
-
-def _part(values: Any, start: tf.Tensor, size) -> Any:
-    return structures.apply(lambda x: _turned(x, start)[:size], values)
+def _turned(x: tf.Tensor, first: tf.Tensor) -> tf.Tensor:
+    """The examples in their order from `first` on, the first after the last."""
+    return tf.roll(x, -first, axis=0)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence
-import math
 
 import numpy as np
 import tensorflow as tf
 
+from keras_fisher._derivatives import loss_scale
 from keras_fisher._derivatives import second_derivatives
 
 Gradients = list  # of tensors, None where a source is not connected
@@ -69,15 +69,15 @@ def squared_norms(gradients: Gradients, scale=1.0) -> tf.Tensor:
         Tensor of shape `(len(gradients),)`.
     """
     dtype = common_dtype(gradients)
-    inverse = 1.0 / tf.cast(scale, dtype)
-    return tf.stack([_squared_norm(g, inverse) for g in gradients])
+    return tf.stack([_squared_norm(g, dtype, scale) for g in gradients])
 
 
-def _squared_norm(gradient: tf.Tensor | None, inverse: tf.Tensor) -> tf.Tensor:
+def _squared_norm(gradient: tf.Tensor | None, dtype, scale) -> tf.Tensor:
     if gradient is None:
-        return tf.zeros([], inverse.dtype)
+        return tf.zeros([], dtype)
     # Never a square root: its derivative at zero is infinite.
-    return tf.reduce_sum(tf.square(tf.cast(gradient, inverse.dtype) * inverse))
+    gradient = loss_scale.unscaled(tf.cast(gradient, dtype), scale)
+    return tf.reduce_sum(tf.square(gradient))
 
 
 def squared_norms_alone(gradients: Gradients, scale=1.0) -> tf.Tensor:
@@ -100,15 +100,15 @@ def squared_norms_alone(gradients: Gradients, scale=1.0) -> tf.Tensor:
         Tensor of shape `(len(gradients),)`.
     """
     dtype = common_dtype(gradients)
-    inverse = 1.0 / tf.cast(scale, dtype)
     norms = []
     for gradient in gradients:
         factors = _factors(gradient)
         if factors is None:
-            norms.append(_squared_norm(gradient, inverse))
+            norms.append(_squared_norm(gradient, dtype, scale))
         else:
             x, above = (tf.cast(factor, dtype) for factor in factors)
-            norms.append(_norm_of_product(x, above * inverse))
+            above = loss_scale.unscaled(above, scale)
+            norms.append(_norm_of_product(x, above))
     return tf.stack(norms)
 
 
@@ -146,33 +146,24 @@ def _norm_of_product(x: tf.Tensor, above: tf.Tensor):
     return tf.reduce_sum(of_x * of_above), backward
 
 
-def has_finite_norm(gradients: Gradients) -> tf.Tensor:
+def has_finite_norm(gradients: Gradients, scale=1.0) -> tf.Tensor:
     """Whether the squared norm of all gradients is finite; None is zero.
 
     It is not if there is a NaN or an infinity, nor if gradients are so large
     that their squares overflow, of which optimizers make NaN
     (`global_clipnorm`) or a variable that stands still for good (`Adam`).
+
+    Args:
+        gradients: Tensors of any shapes, or None.
+        scale: The loss scale that they carry, which does not count.
     """
     dtype = common_dtype(gradients)
     halves = [
-        tf.nn.l2_loss(tf.cast(g, dtype)) for g in gradients if g is not None
+        tf.nn.l2_loss(loss_scale.unscaled(tf.cast(g, dtype), scale))
+        for g in gradients
+        if g is not None
     ]
     return tf.math.is_finite(2.0 * tf.add_n(halves)) if halves else True
-
-
-def are_usable(value: tf.Tensor, gradients: Gradients) -> tf.Tensor:
-    """Whether a value and the squared norm of its gradients are finite."""
-    return tf.math.is_finite(value) & has_finite_norm(gradients)
-
-
-def replaced_unless(
-    condition: tf.Tensor, gradients: Gradients, value: float = 0.0
-) -> Gradients:
-    """The gradients if the condition holds, else `value`; None stays."""
-    return [
-        None if g is None else tf.where(condition, g, tf.cast(value, g.dtype))
-        for g in gradients
-    ]
 
 
 def common_dtype(gradients: Gradients) -> tf.DType:
@@ -180,28 +171,6 @@ def common_dtype(gradients: Gradients) -> tf.DType:
     if any(g is not None and g.dtype == tf.float64 for g in gradients):
         return tf.float64
     return tf.float32
-
-
-# Of a 16-bit gradient: far from the largest number, and from the smallest.
-_LARGEST_SCALED = 256.0
-
-
-def scale_for(cotangent: tf.Tensor, compute_dtype) -> tf.Tensor:
-    """The loss scale that a backward pass from `cotangent` needs.
-
-    Args:
-        cotangent: Where it starts, in 32 bits or more.
-        compute_dtype: The dtype of the layers it goes through.
-
-    Returns:
-        A power of two, of the dtype of `cotangent`; 1 for all but 16 bits.
-    """
-    if tf.as_dtype(compute_dtype).size >= 4:
-        return tf.ones([], cotangent.dtype)
-    largest = tf.reduce_max(tf.abs(cotangent))
-    tiny = tf.cast(1e-6, cotangent.dtype)
-    power = tf.math.log(_LARGEST_SCALED / tf.maximum(largest, tiny))
-    return tf.pow(tf.cast(2, cotangent.dtype), tf.floor(power / math.log(2.0)))
 
 
 def sum_over_micro_batches(

@@ -9,7 +9,7 @@ Three operations that Keras layers are made of have a wrong second derivative:
   TensorFlow reads a replaced gradient from the graph, which `tf.gradients`
   does and tapes do not; hence `needs_graph_gradients`. Without XLA,
   TensorFlow's own kernels are exact, and several times faster, but for
-* Max pooling that keeps the shape, in a graph; see `pooling`.
+* Max pooling that keeps the shape, in a graph; see `max_pooling`.
 * Moments (batch and group normalization). `tf.nn.moments` holds the mean
   constant in the variance. That leaves the first derivative as it is, since
   Σ (x - mean) = 0, but drops a term of the second.
@@ -70,6 +70,30 @@ def exact():
                 graph.gradient_override_map(dict.fromkeys(_POOLS, _GRADIENT))
             )
         yield
+
+
+@contextlib.contextmanager
+def explained():
+    """Context of a second backward pass that says what its errors mean.
+
+    Raises:
+        ValueError: If a layer has no second derivative.
+    """
+    try:
+        yield
+    except (LookupError, NotImplementedError) as error:
+        # The latter may come from a layer of the user's.
+        is_own = isinstance(error, NotImplementedError)
+        if is_own and "recompute_grad" not in str(error):
+            raise
+        raise ValueError(
+            "A layer has no second derivative, which "
+            '`method="exact"` needs. Give the penalty '
+            '`method="finite_difference"`, which works with any layer but '
+            "those that `tf.recompute_grad` is around: for these, use "
+            "`keras_fisher.layers.Rematerialization` instead. "
+            f"(TensorFlow says: {error})"
+        ) from error
 
 
 def needs_graph_gradients(outputs: tf.Tensor) -> bool:

@@ -22,7 +22,7 @@ def size_of(x: Any) -> int:
     return int(keras.tree.flatten(x)[0].shape[0])
 
 
-def part(structure: Any, begin: int, end: int) -> Any:
+def rows(structure: Any, begin: int, end: int) -> Any:
     """Some of the examples of tensors; None stays."""
     return keras.tree.map_structure(
         lambda t: None if t is None else t[begin:end], structure
@@ -88,7 +88,7 @@ class Batches:
                 yield x, y, weight
             return
         for begin in range(0, self._examples, self._batch_size):
-            x, y = part(self._arrays, begin, begin + self._batch_size)
+            x, y = rows(self._arrays, begin, begin + self._batch_size)
             yield x, y, None
 
     def __iter__(self) -> Iterator[tuple]:

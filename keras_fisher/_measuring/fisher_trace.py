@@ -11,30 +11,30 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_fisher import likelihoods
 from keras_fisher._common import checks
+from keras_fisher._common import keras_layers
+from keras_fisher._common import noisy_targets
 from keras_fisher._common import random_draws
 from keras_fisher._common import structures
-from keras_fisher._derivatives import forward as forward_lib
-from keras_fisher._derivatives import gradients as gradients_lib
 from keras_fisher._measuring import batches as batches_lib
+from keras_fisher._measuring import estimators
 from keras_fisher._measuring import function_cache
 from keras_fisher._measuring import per_example
+from keras_fisher._measuring import whole_batch
+from keras_fisher._measuring.estimators import ESTIMATORS
 from keras_fisher._measuring.sums import Sums
-from keras_fisher._training import memorization
 from keras_fisher.estimates import Estimate
 from keras_fisher.estimates import Estimates
 from keras_fisher.likelihoods.base import Likelihood
+from keras_fisher.likelihoods.lookup import of_model
 
-_ESTIMATORS = ("monte_carlo", "exact", "empirical", "batch")
 _BY = ("total", "layer", "variable", "example")
 # Examples of a batch that are drawn a second time, for the standard error.
 _LEAST_PAIRS, _SHARE_OF_PAIRS = 8, 1 / 16
-# Backward passes that share a forward pass and stand in memory together. From
-# `_MANY` passes on, batches are cut up in turn.
-_MOST_TOGETHER, _MANY, _PIECES = 9, 4, 4
+# From so many backward passes on, batches are cut up in turn.
+_MANY, _PIECES = 4, 4
 # Draws that one call of a compiled function makes.
-_MOST_DRAWS = 7 * _MOST_TOGETHER
+_MOST_DRAWS = 7 * estimators.MOST_TOGETHER
 
 
 def fisher_trace(
@@ -75,8 +75,8 @@ def fisher_trace(
     examples, and so holds with batch normalization in training mode.
 
     Args:
-        model: A Keras model, or any layer. Several outputs are parts of one
-            example, and need a likelihood for each.
+        model: A Keras model, or any layer. Each of several outputs needs a
+            likelihood; their log-likelihoods add up.
         x: A batch or a longer array of inputs (or a list or dict of arrays),
             or a batched `tf.data.Dataset` of `x`, `(x, y)` or
             `(x, y, sample_weight)`, which is read once. Weights are not used.
@@ -122,39 +122,35 @@ def fisher_trace(
         print(layer, share / trace)
     ```
     """
-    checks.choice("estimator", estimator, _ESTIMATORS)
+    checks.choice("estimator", estimator, tuple(ESTIMATORS))
     checks.choice("by", by, _BY)
     checks.integer("num_samples", num_samples, 1)
-    if estimator == "batch" and by == "example":
+    row = ESTIMATORS[estimator]
+    if by == "example" and not row.by_example:
         raise ValueError(
-            '`estimator="batch"` computes no gradients of single examples. '
-            'Received: by="example". Use `estimator="monte_carlo"`.'
+            f"`estimator={estimator!r}` computes no gradients of single "
+            'examples. Received: by="example". Use `estimator="monte_carlo"`.'
         )
     seed = random_draws.start(seed)
     batches = batches_lib.Batches(x, y, batch_size, verbose)
-    likelihood = likelihoods.of_model(likelihood, model)
-    prepare(model, batches.first[0])
-    draws = num_samples if estimator in ("monte_carlo", "batch") else 1
-    sums = Sums(model.trainable_variables, by)
+    likelihood = of_model(likelihood, model)
+    keras_layers.build_by_call(model, batches.first[0])
+    keras_layers.check_trainable(model, "its Fisher information is empty")
+    key = type(likelihood), repr(likelihood), estimator, bool(training)
     measure = function_cache.kept(
         model,
-        (
-            "fisher_trace",
-            type(likelihood),
-            repr(likelihood),
-            estimator,
-            bool(training),
-        ),
+        ("fisher_trace", *key),
         lambda: _Measure(model, likelihood, estimator, bool(training)),
     )
-    position = 0
+    draws = num_samples if row.draws_labels else 1
+    sums, position = Sums(model.trainable_variables, by), 0
     for inputs, labels, _ in batches:
         size = batches_lib.size_of(inputs)
-        labels = _given(labels) if estimator == "empirical" else None
+        labels = _given(labels, estimator) if row.reads_labels else None
         values, again = measure(inputs, labels, seed, position, draws)
         sums.add(values, again, size)
         position += size
-    return sums.result(has_error=estimator in ("monte_carlo", "batch"))
+    return sums.result(has_error=row.draws_labels)
 
 
 class _Measure:
@@ -166,7 +162,7 @@ class _Measure:
         # A weak reference, or the model would live as long as the program.
         self._model = weakref.ref(model)
         self._likelihood = likelihood
-        self._estimator = estimator
+        self._estimator = ESTIMATORS[estimator]
         self._training = training
         self._functions: dict[tuple, Callable] = {}
         self._classes: int | None = None
@@ -193,13 +189,13 @@ class _Measure:
         if y is not None:
             given = structures.apply(lambda t: t.numpy(), y)
             self._likelihood.check_labels(given, self._classes)
-        if self._estimator == "batch" or self._passes(draws) < _MANY:
+        if not self._estimator.by_example or self._passes(draws) < _MANY:
             return self._measure(x, y, seed, position, draws)
         size = batches_lib.size_of(x)
         length = -(-size // _PIECES)
         pieces = []
         for begin in range(0, size, length):
-            piece = batches_lib.part((x, y), begin, begin + length)
+            piece = batches_lib.rows((x, y), begin, begin + length)
             values, _ = self._measure(*piece, seed, position + begin, draws)
             pieces.append(values)
         return np.concatenate(pieces, axis=1), None
@@ -211,7 +207,7 @@ class _Measure:
         self._likelihood.check_structure(outputs)
         self._likelihood.check(outputs)
         self._classes = structures.apply(lambda t: t.shape[-1], outputs)
-        if self._estimator == "exact":
+        if self._estimator.sums_over_labels:
             self._factors, _ = self._likelihood.fisher_factors(outputs)
 
     def _passes(self, draws: int) -> int:
@@ -219,7 +215,7 @@ class _Measure:
         return draws if self._factors is None else self._factors
 
     def _measure(self, x, y, seed, position, draws):
-        with_pairs = draws == 1 and self._estimator == "monte_carlo"
+        with_pairs = self._estimator.draws_pairs(draws)
         values, again = [], None
         for first in range(0, draws, _MOST_DRAWS):
             count = min(_MOST_DRAWS, draws - first)
@@ -253,7 +249,17 @@ class _Measure:
             if with_pairs:
                 x, rows = _with_pairs(x, seed)
             recording = record(x)
-            norms = self._norms(recording, size, y, seed, position, draws)
+            batch = estimators.Batch(
+                recording,
+                structures.split(recording.outputs, recording.structure),
+                self._likelihood,
+                y,
+                size,
+                seed,
+                position,
+                draws,
+            )
+            norms = self._estimator.norms(batch)
             if not with_pairs:
                 return {"values": norms}
             first = tf.gather(norms[0], rows)
@@ -271,8 +277,8 @@ class _Measure:
     def _recorder(self, x: Any, draws: int, with_pairs: bool) -> Callable:
         """Function that runs the model on inputs."""
         model, training = self._model(), self._training
-        if self._estimator == "batch":
-            return lambda x: _WholeBatch(self._model(), x, training)
+        if not self._estimator.by_example:
+            return lambda x: whole_batch.Recording(self._model(), x, training)
         if with_pairs:
             x, _ = _with_pairs(x, tf.zeros([2], tf.int64))
         layout = per_example.layout_for(model, x, training)
@@ -287,77 +293,6 @@ class _Measure:
             one_by_one=self._one_by_one,
         )
 
-    def _norms(self, recording, size, y, seed, position, draws) -> tf.Tensor:
-        """Squared norms, of shape `(draws, examples, variables)`."""
-        likelihood, mask = self._likelihood, recording.mask
-        # Scores at 16-bit outputs are wanted in 32 bits.
-        outputs = structures.split(recording.outputs, recording.structure)
-
-        def score(labels):
-            return structures.join(likelihood.score(labels, outputs, mask))
-
-        if self._estimator == "empirical":
-            return recording.squared_norms(score(y))
-        if self._estimator == "exact":
-            count, factor = likelihood.fisher_factors(outputs, mask)
-            return _sum_over(
-                lambda k: structures.join(factor(k)), count, recording
-            )
-
-        def score_of_draw(k):
-            return score(_draw(likelihood, outputs, size, seed, k, position))
-
-        return _stack_over(score_of_draw, draws, recording)
-
-
-def _draw(likelihood, outputs, size, seed, k, position) -> tf.Tensor:
-    """Labels of draw k; of examples behind the first `size` another one."""
-    seed += tf.stack([tf.constant(0, tf.int64), tf.cast(k, tf.int64)])
-    seed = random_draws.from_example(seed, position)
-    labels = likelihood.sample(
-        structures.apply(lambda t: t[:size], outputs), seed
-    )
-    if structures.leaves(outputs)[0].shape[0] == size:
-        return labels
-    another = likelihood.sample(
-        structures.apply(lambda t: t[size:], outputs),
-        seed + tf.constant([0, 1, 0], tf.int64),
-    )
-    return keras.tree.map_structure(
-        lambda *parts: None if parts[0] is None else tf.concat(parts, axis=0),
-        labels,
-        another,
-    )
-
-
-class _WholeBatch:
-    """A forward pass, ready for the squared norm of the mean gradient.
-
-    As `per_example.Recording`, with one row for all examples: B ‖ĝ‖².
-    """
-
-    def __init__(self, model, x: Any, training: bool):
-        call = per_example.recorded_call(model, x, training)
-        self._weights, self._tape = call.weights, call.tape
-        self.structure, self.outputs = call.structure, call.outputs
-        self.mask = structures.apply(forward_lib.keras_mask, self.structure)
-        self._compute_dtype = model.compute_dtype
-        self._size = batches_lib.size_of(x)
-
-    def squared_norms(self, *cotangents: tf.Tensor) -> tf.Tensor:
-        return tf.stack([self._squared_norms(c) for c in cotangents])
-
-    def _squared_norms(self, cotangent: tf.Tensor) -> tf.Tensor:
-        cotangent /= self._size
-        scale = gradients_lib.scale_for(cotangent, self._compute_dtype)
-        gradients = self._tape.gradient(
-            self.outputs,
-            self._weights,
-            output_gradients=tf.cast(cotangent * scale, self.outputs.dtype),
-        )
-        gradients = gradients_lib.dense(gradients)
-        return self._size * gradients_lib.squared_norms(gradients, scale)[None]
-
 
 def _with_pairs(x: Any, seed: tf.Tensor) -> tuple[Any, tf.Tensor]:
     """Appends some of the examples again; returns which ones."""
@@ -370,77 +305,12 @@ def _with_pairs(x: Any, seed: tf.Tensor) -> tuple[Any, tf.Tensor]:
     ), rows
 
 
-def _in_groups(cotangent: Callable, count: int, recording):
-    """Cuts passes into groups of one size, the last one running over.
-
-    Returns:
-        The number of groups, their size, and a function of the number of a
-        group that returns the squared norms of its passes.
-    """
-    groups = math.ceil(count / _MOST_TOGETHER)
-    together = math.ceil(count / groups)
-
-    def norms(group):
-        return recording.squared_norms(
-            *[cotangent(group * together + j) for j in range(together)]
-        )
-
-    return groups, together, norms
-
-
-def _sum_over(cotangent: Callable, count: int, recording) -> tf.Tensor:
-    """Σ_k of the squared norms for cotangent(k), with a first axis of 1."""
-    groups, together, norms = _in_groups(cotangent, count, recording)
-
-    def of_group(group):
-        found = norms(group)
-        exists = group * together + tf.range(together) < count
-        return tf.tensordot(tf.cast(exists, found.dtype), found, 1)[None]
-
-    first = of_group(0)
-    if groups == 1:
-        return first
-    return tf.while_loop(
-        lambda group, _: group < groups,
-        lambda group, total: (group + 1, total + of_group(group)),
-        [tf.constant(1), first],
-        parallel_iterations=1,
-    )[1]
-
-
-def _stack_over(cotangent: Callable, count: int, recording) -> tf.Tensor:
-    """The squared norms for cotangent(0), ..., cotangent(count - 1)."""
-    groups, _, norms = _in_groups(cotangent, count, recording)
-    first = norms(0)
-    if groups == 1:
-        return first
-    rest = tf.map_fn(
-        norms,
-        tf.range(1, groups),
-        fn_output_signature=first.dtype,
-        parallel_iterations=1,
-    )
-    found = tf.concat([first[None], rest], axis=0)
-    return tf.reshape(found, [-1, *first.shape[1:]])[:count]
-
-
-def _given(y: Any) -> tf.Tensor:
-    y = memorization.label_of(y)
+def _given(y: Any, estimator: str) -> tf.Tensor:
+    y = noisy_targets.label_of(y)
     if y is None:
         raise ValueError(
-            '`estimator="empirical"` takes the gradients with the labels of '
+            f"`estimator={estimator!r}` takes the gradients with the labels of "
             "the data set, but no `y` was given. Pass `y`, or use "
             '`estimator="monte_carlo"`, which draws labels from the model.'
         )
     return structures.apply(tf.convert_to_tensor, y)
-
-
-def prepare(model: Any, x: Any) -> None:
-    """Builds a model, and refuses it if nothing can be measured."""
-    if not model.built:
-        model(x)
-    if not model.trainable_variables:
-        raise ValueError(
-            "No variable of the model is trainable, so its Fisher "
-            f"information is empty. Received: {model.name}. Unfreeze a layer."
-        )

@@ -11,23 +11,23 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_fisher import likelihoods
 from keras_fisher._common import checks
+from keras_fisher._common import dtypes
+from keras_fisher._common import keras_layers
+from keras_fisher._common import noisy_targets
 from keras_fisher._common import random_draws
 from keras_fisher._common import structures
 from keras_fisher._derivatives import gradients as gradients_lib
+from keras_fisher._derivatives import loss_scale
 from keras_fisher._derivatives import second_derivatives
 from keras_fisher._measuring import batches as batches_lib
 from keras_fisher._measuring import function_cache
-from keras_fisher._measuring.fisher_trace import prepare
-from keras_fisher._training import memorization
 from keras_fisher.estimates import Estimate
+from keras_fisher.likelihoods.lookup import of_model
 
 # Fewer samples say too little of their own spread to stop by it.
 _LEAST_PROBES = 8
 _MOST_TOGETHER = 8
-# For gradients in 16 bits.
-_LOSS_SCALE = 256.0
 
 
 def hessian_trace(
@@ -45,7 +45,7 @@ def hessian_trace(
     """Tr(H), the trace of the Hessian of the loss, on given data.
 
     H is the matrix of second derivatives of the loss L by the trainable
-    variables. With probes v of random signs, E[v vᵀ] is the identity, so
+    variables. With probe vectors v of random signs, E[v vᵀ] is the identity, so
 
         Tr(H) = E_v [vᵀ H v],    H v = ∇_θ ⟨∇_θ L, v⟩.
 
@@ -94,7 +94,8 @@ def hessian_trace(
         )
     seed = random_draws.start(seed)
     batches = batches_lib.Batches(x, y, batch_size, verbose)
-    prepare(model, batches.first[0])
+    keras_layers.build_by_call(model, batches.first[0])
+    keras_layers.check_trainable(model, "its Hessian is empty")
     if batches.first[1] is None:
         raise ValueError(
             "No labels were given, but the loss needs them. Pass `y`, or a "
@@ -183,14 +184,14 @@ class _Curvature:
             for weight in weights:
                 tape.watch(weight)
             loss = self._loss(weights, x, y, sample_weight)
-        scale = 1.0
-        if tf.as_dtype(self._model().compute_dtype).size < 4:
-            scale = _LOSS_SCALE
+        cotangent = tf.ones_like(loss)
+        dtype = keras_layers.compute_dtype(self._model())
+        scale = loss_scale.fitting([cotangent], dtype)
         gradients = gradients_lib.vector_jacobian(
-            tape, loss, weights, scale * tf.ones_like(loss)
+            tape, loss, weights, dtypes.times(cotangent, scale)
         )
         return [
-            tf.zeros_like(w) if g is None else g / tf.cast(scale, g.dtype)
+            tf.zeros_like(w) if g is None else loss_scale.unscaled(g, scale)
             for w, g in zip(weights, gradients)
         ]
 
@@ -203,14 +204,14 @@ class _Curvature:
             gradients = self._gradient(weights, x, y, sample_weight)
 
         def curvature(k):
-            probe = _probe(weights, seed, k)
+            vector = _signs(weights, seed, k)
             products = tape.gradient(
                 gradients,
                 weights,
-                output_gradients=probe,
+                output_gradients=vector,
                 unconnected_gradients=tf.UnconnectedGradients.ZERO,
             )
-            return _inner_product(probe, gradients_lib.dense(products))
+            return _inner_product(vector, gradients_lib.dense(products))
 
         return _for_each(curvature, count, weights)
 
@@ -219,13 +220,13 @@ class _Curvature:
         weights = self._values()
 
         def curvature(k):
-            probe = _probe(weights, seed, k)
+            vector = _signs(weights, seed, k)
             step = _step(weights)
             ahead, behind = (
                 self._gradient(
                     [
                         w + tf.cast(s, w.dtype) * v
-                        for w, v in zip(weights, probe)
+                        for w, v in zip(weights, vector)
                     ],
                     x,
                     y,
@@ -234,19 +235,19 @@ class _Curvature:
                 for s in (step, -step)
             )
             change = [a - b for a, b in zip(ahead, behind)]
-            return _inner_product(probe, change) / (2.0 * step)
+            return _inner_product(vector, change) / (2.0 * step)
 
         return _for_each(curvature, count, weights)
 
 
-def _probe(weights: list, seed: tf.Tensor, k: tf.Tensor) -> list[tf.Tensor]:
+def _signs(weights: list, seed: tf.Tensor, k: tf.Tensor) -> list[tf.Tensor]:
     """Random signs, of the shapes of the weights; another draw for each k."""
-    probe = []
+    vector = []
     for i, weight in enumerate(weights):
         shift = tf.stack([tf.constant(i << 32, tf.int64), tf.cast(k, tf.int64)])
         is_one = random_draws.uniform(tf.shape(weight), seed + shift) < 0.5
-        probe.append(tf.where(is_one, tf.ones_like(weight), -1.0))
-    return probe
+        vector.append(tf.where(is_one, tf.ones_like(weight), -1.0))
+    return vector
 
 
 def _inner_product(a: list, b: list) -> tf.Tensor:
@@ -269,7 +270,7 @@ def _for_each(function: Callable, count: int, weights: list) -> tf.Tensor:
 
 
 def _step(weights: list) -> tf.Tensor:
-    """ε of a central difference along a probe, whose entries are ±1.
+    """ε of a central difference along a vector, whose entries are ±1.
 
     The cube root of the rounding unit times the typical size of a weight
     balances rounding errors with those of the difference.
@@ -286,16 +287,16 @@ def _label_check(model: Any, loss: Any, x: Any) -> Callable:
     """Function that refuses labels which the loss cannot take."""
     try:
         loss = model.loss if loss is None else loss
-        likelihood = likelihoods.of_model(loss, model)
+        likelihood = of_model(loss, model)
     except ValueError:
         # Other losses are free to take any labels.
         return lambda y: None
     classes = structures.apply(
         lambda outputs: outputs.shape[-1],
-        model(batches_lib.part(x, 0, 1), training=False),
+        model(batches_lib.rows(x, 0, 1), training=False),
     )
     return lambda y: likelihood.check_labels(
-        structures.apply(np.asarray, memorization.label_of(y)), classes
+        structures.apply(np.asarray, noisy_targets.label_of(y)), classes
     )
 
 
@@ -318,7 +319,7 @@ def _loss_function(model: Any, loss: Any) -> Callable:
                 "The model has several outputs, whose losses are added up as "
                 "`compile` was told. Compile it with them, and pass no `loss`."
             )
-        y = tf.convert_to_tensor(memorization.label_of(y))
+        y = tf.convert_to_tensor(noisy_targets.label_of(y))
         if y.shape.rank == outputs.shape.rank - 1 and outputs.shape[-1] == 1:
             y = y[..., None]
         if isinstance(loss, keras.losses.Loss):

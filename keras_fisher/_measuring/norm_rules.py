@@ -1,25 +1,9 @@
-"""Squared norms of gradients of each example, from a variable's uses.
+"""How each kind of operation uses a variable, for `norms`.
 
-Where a variable W meets the examples in a product (dense layers, attention,
-convolutions by patches), the gradient of example i is
-
-    g_i = Σ_t a_it d_itᵀ = A_iᵀ D_i,
-
-with A_i the inputs of the product, one row for each position t, and D_i the
-derivatives of the example's loss at its outputs. Its squared norm is taken
-in the cheaper of two forms,
-
-    ‖A_iᵀ D_i‖²  (explicit),    ⟨A_i A_iᵀ, D_i D_iᵀ⟩  (Gram),
-
-for A_i of shape (T, K) and D_i of shape (T, N) at a cost of TKN or T²(K + N).
-The cheaper form is also the smaller: it takes less memory than A_i and D_i
-themselves, so that nothing of the size of the batch times the parameters ever
-exists. Biases and scales are vectors no larger than the activations they act
-on, and are summed as they are; rows of an embedding are summed by token.
-
-Source of the Gram form: Goodfellow, *Efficient per-example gradient
-computations*, 2015; Rochette et al., *Efficient per-example gradient
-computations in convolutional neural networks*, 2019.
+A rule takes a use, the layout of its graph and the number of passes. It
+returns None where the use is of a kind that it does not know; the variable is
+then differentiated example by example. `_RULES` says which operations it is
+for.
 """
 
 from __future__ import annotations
@@ -28,220 +12,19 @@ from collections.abc import Callable
 import dataclasses
 import itertools
 import math
-from typing import Protocol
 
 import tensorflow as tf
 
 from keras_fisher._common import dtypes
 from keras_fisher._measuring import variable_uses
+from keras_fisher._measuring.norms import Factors
+from keras_fisher._measuring.norms import Norms
+from keras_fisher._measuring.norms import Products
+from keras_fisher._measuring.norms import Rows
+from keras_fisher._measuring.norms import Vectors
 from keras_fisher._measuring.variable_uses import Axis
 from keras_fisher._measuring.variable_uses import Layout
 from keras_fisher._measuring.variable_uses import Use
-
-
-@dataclasses.dataclass(frozen=True)
-class _Factors:
-    """g = Σ_t aᵀ d at one use: A in blocks of columns, and D.
-
-    Attributes:
-        rows: T, positions for each example.
-        columns: K of one block.
-        blocks: Number of blocks that the columns of A come in.
-        groups: Independent products side by side.
-        width: N, columns of D.
-        left: Function of the derivative at the output; returns a function
-            of the number of a block that returns it, of shape
-            `(B, T, groups, K)`.
-        right: Function of the derivative; returns D, of shape
-            `(B, T, groups, N)`.
-        left_is_fixed: Whether A does not depend on the derivative.
-    """
-
-    rows: int
-    columns: int
-    blocks: int
-    groups: int
-    width: int
-    left: Callable[[tf.Tensor], Callable[[int], tf.Tensor]]
-    right: Callable[[tf.Tensor], tf.Tensor]
-    left_is_fixed: bool
-
-    @property
-    def signature(self) -> tuple:
-        """What has to agree for the gradients of two uses to be added."""
-        return self.columns, self.blocks, self.groups, self.width
-
-
-class Norms(Protocol):
-    """The squared norms of one variable's gradients."""
-
-    def squared_norms(self, upstream: list[list]) -> tf.Tensor:
-        """‖g_i‖² of each example, for several passes at once.
-
-        Args:
-            upstream: For each pass, the derivative at each use's output.
-
-        Returns:
-            Tensor of shape `(batch, passes)`.
-        """
-
-
-class _Products:
-    """Uses of a variable in products."""
-
-    def __init__(self, uses: list[_Factors], batch: int, passes: int):
-        self._uses, self._batch = uses, batch
-        first = uses[0]
-        rows = sum(use.rows for use in uses)
-        columns = first.columns * first.blocks
-        self._is_shared = all(use.left_is_fixed for use in uses)
-        explicit = rows * columns * first.width
-        if first.blocks > 1:
-            # Each block of columns is a copy, made once for all passes.
-            explicit *= 1 + 1 / passes
-        gram_left = rows**2 * columns / (passes if self._is_shared else 1)
-        self._by_gram = gram_left + rows**2 * first.width < explicit
-        self._kept = None
-        if self._is_shared and passes > 1:
-            nothing = [None] * len(uses)
-            if self._by_gram:
-                self._kept = self._left_gram(nothing)
-            elif first.blocks == 1:
-                self._kept = self._left(nothing)(0)
-
-    def squared_norms(self, upstream: list[list]) -> tf.Tensor:
-        if not self._is_shared and len(upstream) > 1:
-            each = [self.squared_norms([one]) for one in upstream]
-            return tf.concat(each, axis=1)
-        # What differs from pass to pass stands side by side.
-        right = tf.concat(
-            [
-                tf.concat([u.right(d) for u, d in zip(self._uses, one)], axis=1)
-                for one in upstream
-            ],
-            axis=-1,
-        )
-        form = self._gram if self._by_gram else self._explicit
-        return form(upstream[0], right, len(upstream))
-
-    def _left(self, upstream: list) -> Callable[[int], tf.Tensor]:
-        if self._kept is not None:
-            return lambda block: self._kept
-        lefts = [use.left(d) for use, d in zip(self._uses, upstream)]
-        return lambda block: tf.concat([left(block) for left in lefts], axis=1)
-
-    def _left_gram(self, upstream: list) -> tf.Tensor:
-        """A Aᵀ, of shape `(B · groups, T, T)`."""
-        blocks = self._left(upstream)
-
-        def of_block(block):
-            left = _by_group(blocks(block))
-            return tf.matmul(left, left, transpose_b=True)
-
-        return _sum_in_turn(of_block, self._uses[0].blocks)
-
-    def _gram(self, upstream: list, right: tf.Tensor, passes: int):
-        left = self._kept
-        if left is None:
-            left = self._left_gram(upstream)
-        right = _by_group(right)
-        products = tf.matmul(left, right) * right
-        return _sum_by_pass(products, self._batch, passes)
-
-    def _explicit(self, upstream: list, right: tf.Tensor, passes: int):
-        """‖Aᵀ D‖², one block of columns after the other."""
-        blocks = self._left(upstream)
-
-        def of_block(block):
-            product = _product(blocks(block), right)
-            return _sum_by_pass(tf.square(product), self._batch, passes)
-
-        return _sum_in_turn(of_block, self._uses[0].blocks)
-
-
-def _sum_by_pass(x: tf.Tensor, batch: int, passes: int) -> tf.Tensor:
-    """From `(B · groups, ..., passes · N)` to `(B, passes)`."""
-    sums = tf.reduce_sum(tf.reshape(x, [batch, -1, x.shape[-1]]), axis=1)
-    return tf.reduce_sum(tf.reshape(sums, [batch, passes, -1]), axis=2)
-
-
-def _by_group(x: tf.Tensor) -> tf.Tensor:
-    """From `(B, T, groups, K)` to `(B · groups, T, K)`."""
-    if x.shape[2] > 1:
-        x = tf.transpose(x, [0, 2, 1, 3])
-        return tf.reshape(x, [-1, *x.shape[2:]])
-    return tf.squeeze(x, axis=2)
-
-
-def _product(left: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
-    """Aᵀ D for each example and group."""
-    if left.shape[-1] == 1:
-        # No kernel for products of matrices is made for a single column.
-        return tf.reduce_sum(left * right, axis=1)
-    return tf.matmul(_by_group(left), _by_group(right), transpose_a=True)
-
-
-def _sum_in_turn(function: Callable[[int], tf.Tensor], count: int):
-    """Σ function(k), with the memory of a few terms."""
-    totals = [function(0)]
-    for k in range(1, count):
-        # Two at a time keep the processors busy.
-        with tf.control_dependencies(totals[-2:-1]):
-            totals.append(totals[-1] + function(k))
-    return totals[-1]
-
-
-class _Vectors:
-    """Uses of a variable entry by entry: biases, scales, added embeddings."""
-
-    def __init__(self, uses: list[Callable], scales: list):
-        self._uses = uses
-        self._scales = scales
-
-    def squared_norms(self, upstream: list[list]) -> tf.Tensor:
-        return tf.stack([self._of_pass(one) for one in upstream], axis=1)
-
-    def _of_pass(self, upstream: list) -> tf.Tensor:
-        gradient = 0.0
-        for use, scale, d in zip(self._uses, self._scales, upstream):
-            vector = use(d)
-            if scale is not None:
-                vector *= tf.reshape(tf.cast(scale, vector.dtype), [1, -1])
-            gradient += vector
-        return tf.reduce_sum(tf.square(gradient), axis=1)
-
-
-class _Rows:
-    """Uses of a variable row by row, as an embedding."""
-
-    def __init__(self, uses: list[tuple]):
-        self._uses = [use for _, use in uses]
-        indices = tf.concat([indices for indices, _ in uses], axis=1)
-        batch, rows = indices.shape
-        # A token that comes again adds to the same row of the gradient.
-        self._order = tf.argsort(indices, axis=1)
-        indices = tf.gather(indices, self._order, batch_dims=1)
-        is_new = tf.cast(indices[:, 1:] != indices[:, :-1], tf.int32)
-        segments = tf.pad(tf.cumsum(is_new, axis=1), [[0, 0], [1, 0]])
-        segments += rows * tf.range(batch)[:, None]
-        self._segments = tf.reshape(segments, [-1])
-
-    def squared_norms(self, upstream: list[list]) -> tf.Tensor:
-        return tf.stack([self._of_pass(one) for one in upstream], axis=1)
-
-    def _of_pass(self, upstream: list) -> tf.Tensor:
-        d = tf.concat([use(d) for use, d in zip(self._uses, upstream)], axis=1)
-        batch, rows, width = d.shape
-        sums = tf.math.unsorted_segment_sum(
-            tf.reshape(tf.gather(d, self._order, batch_dims=1), [-1, width]),
-            self._segments,
-            batch * rows,
-        )
-        return tf.reduce_sum(tf.square(tf.reshape(sums, [batch, -1])), axis=1)
-
-
-# How each kind of operation uses a variable. All of these return None where
-# the use is of a kind that they do not know.
 
 
 def _examples_first(x: tf.Tensor, axis: Axis, batch: int, block_major: bool):
@@ -268,7 +51,7 @@ def _is_block_major(x: tf.Tensor) -> bool:
     return x.op.type == "SpaceToBatchND"
 
 
-def _contraction(use: Use, layout: Layout, passes: int) -> _Factors | None:
+def _contraction(use: Use, layout: Layout, passes: int) -> Factors | None:
     """A product of matrices, in any of its notations."""
     labels = _labels(use)
     axis = layout.axis(use.output)
@@ -309,7 +92,7 @@ def _contraction(use: Use, layout: Layout, passes: int) -> _Factors | None:
             x = tf.transpose(x, permutation)
         return tf.reshape(x, [batch, size["rows"], size["groups"], size[last]])
 
-    return _Factors(
+    return Factors(
         rows=size["rows"],
         columns=size["columns"],
         blocks=1,
@@ -349,7 +132,50 @@ def _labels(use: Use) -> tuple[str, str, str] | None:
     return labels[use.operand], labels[1 - use.operand], parts + "ik"
 
 
-def _convolution(use: Use, layout: Layout, passes: int) -> _Factors | None:
+@dataclasses.dataclass(frozen=True)
+class _Window:
+    """The window that a convolution slides over one of its sides.
+
+    The large side is slid over, the small side has an entry for each place.
+
+    Attributes:
+        large: Shape of the large side, without examples; channels last.
+        small: Shape of the small side.
+        kernel: Sizes of the window.
+        strides: Of its places.
+        dilations: Of what it sees.
+        paddings: Zeros before and after, along each axis.
+    """
+
+    large: list[int]
+    small: list[int]
+    kernel: list[int]
+    strides: list[int]
+    dilations: list[int]
+    paddings: list[tuple[int, int]]
+
+    @property
+    def offsets(self) -> list[tuple[int, ...]]:
+        """The places within it."""
+        return [*itertools.product(*map(range, self.kernel))]
+
+    def padded(self, x: tf.Tensor) -> tf.Tensor:
+        """The large side with its zeros."""
+        if all(padding == (0, 0) for padding in self.paddings):
+            return x
+        return tf.pad(x, [(0, 0), *self.paddings, (0, 0)])
+
+    def at(self, offset: tuple[int, ...], x: tf.Tensor) -> tf.Tensor:
+        """What is seen at an offset, for each place of the window."""
+        begins = [o * d for o, d in zip(offset, self.dilations)]
+        slices = [
+            slice(b, b + (n - 1) * s + 1, s)
+            for b, n, s in zip(begins, self.small, self.strides)
+        ]
+        return x[(slice(None), *slices)]
+
+
+def _convolution(use: Use, layout: Layout, passes: int) -> Factors | None:
     """A convolution, transposed, grouped or depthwise or not."""
     transposed = use.kind.startswith(("Conv2DBackprop", "Conv3DBackprop"))
     other = use.inputs[2] if transposed else use.inputs[0]
@@ -359,9 +185,6 @@ def _convolution(use: Use, layout: Layout, passes: int) -> _Factors | None:
     if axis is None or axis.position != 0 or layout.axis(other) != axis:
         return None
     channels_first = use.attribute("data_format").startswith(b"NC")
-    begin = 2 if channels_first else 1
-    strides = use.attribute("strides")[begin : begin + spatial]
-    dilations = use.attribute("dilations")[begin : begin + spatial]
     block_major = _is_block_major(other)
 
     def arranged(x):
@@ -374,42 +197,23 @@ def _convolution(use: Use, layout: Layout, passes: int) -> _Factors | None:
             x = tf.reshape(x, [-1, *x.shape[2:]])
         return x
 
-    # The large side is slid over, the small side has one entry a position.
-    def shape_of(x):
-        shape = x.shape.as_list()
-        return [*shape[2:], shape[1]] if channels_first else shape[1:]
-
-    large, small = shape_of(other), shape_of(use.output)
-    if transposed:
-        large, small = small, large
-    paddings = _paddings(
-        use, begin, large, small, kernel[:spatial], strides, dilations
-    )
+    window = _window(use, other, transposed, channels_first)
     depthwise = use.kind.startswith("Depthwise")
-    groups = large[-1] if depthwise else large[-1] // kernel[spatial]
-    columns, width = large[-1] // groups, small[-1] // groups
-    offsets = [*itertools.product(*map(range, kernel[:spatial]))]
-    rows = axis.repeats * math.prod(small[:-1])
+    channels, features = window.large[-1], window.small[-1]
+    groups = channels if depthwise else channels // kernel[spatial]
+    columns, width = channels // groups, features // groups
+    rows = axis.repeats * math.prod(window.small[:-1])
+    offsets = window.offsets
     # Patches no larger than the other factor are kept, for all passes.
     joined = not depthwise and groups == 1 and len(offsets) * columns <= width
 
-    def window(x, offset):
-        begins = [o * d for o, d in zip(offset, dilations)]
-        slices = [
-            slice(b, b + (n - 1) * s + 1, s)
-            for b, n, s in zip(begins, small, strides)
-        ]
-        return x[(slice(None), *slices)]
-
     def left(d):
-        x = arranged(d if transposed else other)
-        if any(p != (0, 0) for p in paddings):
-            x = tf.pad(x, [(0, 0), *paddings, (0, 0)])
+        x = window.padded(arranged(d if transposed else other))
 
         def of_block(block):
             chosen = offsets if joined else [offsets[block]]
-            windows = tf.concat([window(x, o) for o in chosen], axis=-1)
-            return tf.reshape(windows, [batch, rows, groups, -1])
+            seen = tf.concat([window.at(o, x) for o in chosen], axis=-1)
+            return tf.reshape(seen, [batch, rows, groups, -1])
 
         return of_block
 
@@ -417,7 +221,7 @@ def _convolution(use: Use, layout: Layout, passes: int) -> _Factors | None:
         x = arranged(other if transposed else d)
         return tf.reshape(x, [batch, rows, groups, width])
 
-    return _Factors(
+    return Factors(
         rows=rows,
         columns=columns * (len(offsets) if joined else 1),
         blocks=1 if joined else len(offsets),
@@ -429,21 +233,37 @@ def _convolution(use: Use, layout: Layout, passes: int) -> _Factors | None:
     )
 
 
-def _paddings(use, begin, large, small, kernel, strides, dilations) -> list:
+def _window(
+    use: Use, other: tf.Tensor, transposed: bool, channels_first: bool
+) -> _Window:
+    """The window of a use in a convolution."""
+
+    def shape_of(x):
+        shape = x.shape.as_list()
+        return [*shape[2:], shape[1]] if channels_first else shape[1:]
+
+    kernel = use.parameter.shape.as_list()[:-2]
+    begin = 2 if channels_first else 1
+    end = begin + len(kernel)
+    strides = use.attribute("strides")[begin:end]
+    dilations = use.attribute("dilations")[begin:end]
+    large, small = shape_of(other), shape_of(use.output)
+    if transposed:
+        large, small = small, large
     padding = use.attribute("padding")
     if padding == b"EXPLICIT":
         explicit = use.attribute("explicit_paddings")
-        return [
-            (explicit[2 * i], explicit[2 * i + 1])
-            for i in range(begin, begin + len(kernel))
+        paddings = [
+            (explicit[2 * i], explicit[2 * i + 1]) for i in range(begin, end)
         ]
-    if padding == b"VALID":
-        return [(0, 0)] * len(kernel)
-    paddings = []
-    for n, m, k, s, d in zip(large, small, kernel, strides, dilations):
-        total = max((m - 1) * s + (k - 1) * d + 1 - n, 0)
-        paddings.append((total // 2, total - total // 2))
-    return paddings
+    elif padding == b"VALID":
+        paddings = [(0, 0)] * len(kernel)
+    else:
+        paddings = []
+        for n, m, k, s, d in zip(large, small, kernel, strides, dilations):
+            total = max((m - 1) * s + (k - 1) * d + 1 - n, 0)
+            paddings.append((total // 2, total - total // 2))
+    return _Window(large, small, kernel, strides, dilations, paddings)
 
 
 def _elementwise(use: Use, layout: Layout, passes: int) -> Callable | None:
@@ -596,11 +416,11 @@ def norms_of(
     rules = {_RULES[use.kind] for use in uses}
     if rules <= {_elementwise, _broadcast}:
         scales = [scale_of(u.parameter) if u.scaled else None for u in uses]
-        return _Vectors(found, scales)
+        return Vectors(found, scales)
     if any(use.scaled for use in uses) or len(rules) > 1:
         return None
     if rules == {_lookup}:
-        return _Rows(found)
+        return Rows(found)
     if len({factors.signature for factors in found}) > 1:
         return None
-    return _Products(found, layout.batch_size, passes)
+    return Products(found, layout.batch_size, passes)

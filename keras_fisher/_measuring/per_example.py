@@ -2,7 +2,7 @@
 
 A forward pass is recorded, and read from the graph, not by layer: where each
 variable meets the examples (`variable_uses`). One backward pass gives the
-derivatives there for all examples, and these give the norms (`use_norms`).
+derivatives there for all examples, and these give the norms (`norm_rules`).
 Variables whose uses are of another kind are differentiated example by
 example. Before any of it is trusted, `untrusted` compares it with plain
 backpropagation.
@@ -10,37 +10,22 @@ backpropagation.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 import functools
 from typing import Any
-from typing import NamedTuple
 
 import keras
 import tensorflow as tf
 
 from keras_fisher._common import dtypes
+from keras_fisher._common import keras_layers
 from keras_fisher._common import structures
-from keras_fisher._derivatives import forward as forward_lib
 from keras_fisher._derivatives import gradients as gradients_lib
+from keras_fisher._derivatives import loss_scale
 from keras_fisher._measuring import norm_rules
 from keras_fisher._measuring import variable_uses
+from keras_fisher._measuring.recorded_call import call
+from keras_fisher._measuring.recorded_call import recorded_call
 from keras_fisher._measuring.variable_uses import Layout
-
-
-def call(
-    layer: keras.layers.Layer, weights: Sequence, x: Any, training: bool
-) -> tuple[tf.Tensor, keras.StatelessScope]:
-    """Calls a layer on other values of its trainable variables.
-
-    Nothing that the layer keeps is changed.
-
-    Returns:
-        Its outputs, and the scope with what it would have changed.
-    """
-    mapping = [*zip(layer.trainable_variables, weights)]
-    with keras.StatelessScope(state_mapping=mapping) as scope:
-        outputs = layer(x, training=training)
-    return outputs, scope
 
 
 def layout_for(layer: keras.layers.Layer, x: Any, training: bool) -> Layout:
@@ -62,41 +47,6 @@ def layout_for(layer: keras.layers.Layer, x: Any, training: bool) -> Layout:
     )
     graph = traced.get_concrete_function(more).graph
     return Layout(batch_size, variable_uses.shapes_by_operation(graph))
-
-
-class Call(NamedTuple):
-    """A recorded call, from copies of the weights and inputs to outputs.
-
-    Attributes:
-        weights: Copies of the trainable variables.
-        x: Copies of the inputs.
-        structure: The outputs, a tensor or several.
-        outputs: The same in one tensor.
-        scope: What the call would have changed.
-        tape: Persistent tape from `weights` to `outputs`.
-    """
-
-    weights: list
-    x: Any
-    structure: Any
-    outputs: tf.Tensor
-    scope: keras.StatelessScope
-    tape: tf.GradientTape
-
-
-def recorded_call(layer: keras.layers.Layer, x: Any, training: bool) -> Call:
-    """Calls a layer on copies of its weights and inputs, on a tape."""
-    # Operations get the same names whenever this comes first in a graph, by
-    # which `Layout` finds them again.
-    weights = [tf.identity(v.value) for v in layer.trainable_variables]
-    x = keras.tree.map_structure(tf.identity, x)
-    tape = tf.GradientTape(persistent=True, watch_accessed_variables=False)
-    with tape:
-        for weight in weights:
-            tape.watch(weight)
-        structure, scope = call(layer, weights, x, training)
-        outputs = structures.join(structure)
-    return Call(weights, x, structure, outputs, scope, tape)
 
 
 class Recording:
@@ -138,7 +88,7 @@ class Recording:
         recorded = recorded_call(layer, x, training)
         self._weights, self._tape = recorded.weights, recorded.tape
         self.structure, self.outputs = recorded.structure, recorded.outputs
-        self.mask = structures.apply(forward_lib.keras_mask, self.structure)
+        self.mask = recorded.mask
         self._batch_size = layout.batch_size
         self._dtype = dtypes.at_least_single(layer.variable_dtype)
         self._analyse(recorded, layout, passes, one_by_one)
@@ -192,7 +142,9 @@ class Recording:
             the wider dtype of the variables.
         """
         scales = [
-            gradients_lib.scale_for(cotangent, self._layer.compute_dtype)
+            loss_scale.fitting(
+                [cotangent], keras_layers.compute_dtype(self._layer)
+            )
             for cotangent in cotangents
         ]
         cotangents = [

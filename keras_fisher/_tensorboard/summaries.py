@@ -28,7 +28,7 @@ _LAYOUT = {
         "Tr(F) by layer": [f"^{tags.TRACE_BY_LAYER}.*"],
     },
 }
-_WITH_NOISE_MASK = {
+_WITH_NOISE_FLAGS = {
     "Memorization": {
         "Clean against noisy accuracy": [f"^{tags.CLEAN}$", f"^{tags.NOISY}$"],
     },
@@ -46,9 +46,9 @@ def scalars(values: Mapping[str, float]) -> bytes:
     return summary.SerializeToString()
 
 
-def custom_scalars(has_noise_mask: bool) -> bytes:
+def custom_scalars(has_noise_flags: bool) -> bytes:
     """The charts of the Custom Scalars page."""
-    shown = _LAYOUT | (_WITH_NOISE_MASK if has_noise_mask else {})
+    shown = _LAYOUT | (_WITH_NOISE_FLAGS if has_noise_flags else {})
     layout = layout_pb2.Layout(
         category=[
             layout_pb2.Category(

@@ -1,17 +1,89 @@
-"""Several workers: who writes, and what Keras lacks to train by them.
+"""Replicas and workers: shares of a batch, who writes, what Keras lacks.
 
 Under `tf.distribute.MultiWorkerMirroredStrategy` Keras 3 fails in two places,
 before and after a step: it takes the mean of the first batch over replicas,
 where it only needs shapes, and a mean of scalar logs over their first axis.
-The former also fails for replicas of one process with unequal parts.
+The former also fails for replicas of one process with unequal shares.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import keras
 import tensorflow as tf
+
+from keras_fisher._common import dtypes
+from keras_fisher._training import optimizers
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """What the batch of one replica is of an optimizer step.
+
+    Attributes:
+        replicas: Number of replicas.
+        batch_size: Number of examples in the batch, an `int64` scalar.
+        batches: How many batches like it make up the step.
+        weight: B_r / (B / replicas), which makes a mean over replicas one
+            over examples; 1.0 where all replicas have as many.
+    """
+
+    replicas: int
+    batch_size: tf.Tensor
+    batches: int | tf.Tensor
+    weight: float | tf.Tensor
+
+    @classmethod
+    def of(
+        cls,
+        x: Any,
+        examples: tf.Tensor | None,
+        optimizer: keras.optimizers.Optimizer,
+        strategy: tf.distribute.Strategy,
+    ) -> Share:
+        """The share of a batch.
+
+        Args:
+            x: Its inputs.
+            examples: Number of examples of all replicas; None if each has as
+                many as this one.
+            optimizer: Which may accumulate the gradients of several batches.
+            strategy: Which spreads the step over replicas.
+        """
+        replicas = strategy.num_replicas_in_sync
+        accumulated = optimizers.accumulation_steps(optimizer)
+        size = number_of_examples(x)
+        if examples is None:
+            return cls(replicas, size, replicas * accumulated, 1.0)
+        return cls(
+            replicas,
+            size,
+            batches=accumulated * examples / tf.maximum(size, 1),
+            weight=size * replicas / tf.maximum(examples, 1),
+        )
+
+    def weighted(self, values: tf.Tensor) -> tf.Tensor:
+        """What this replica has measured, for a mean over replicas."""
+        return dtypes.times(values, self.weight)
+
+    def in_loss(self, penalty: tf.Tensor, loss: tf.Tensor) -> tf.Tensor:
+        """What is added to the loss of this replica, in its dtype.
+
+        Keras has put a factor of 1 / replicas into that.
+        """
+        return tf.cast(dtypes.times(penalty, 1 / self.replicas), loss.dtype)
+
+    def of_all(self, loss: tf.Tensor) -> tf.Tensor:
+        """The loss without that factor."""
+        return dtypes.times(loss, self.replicas)
+
+
+def number_of_examples(x: Any) -> tf.Tensor:
+    """Number of examples in a batch of inputs, an `int64` scalar."""
+    leaves = [leaf for leaf in keras.tree.flatten(x) if leaf is not None]
+    return tf.shape(leaves[0], tf.int64)[0]
 
 
 def are_several(strategy: tf.distribute.Strategy) -> bool:

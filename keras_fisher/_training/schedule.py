@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 import functools
 import math
+from typing import TYPE_CHECKING
 from typing import Any
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from keras_fisher import penalties
+if TYPE_CHECKING:
+    from keras_fisher.penalties import Penalty
 
 NOTHING, FRESH, REUSED = range(3)  # what a step does with the penalty
 _LONGEST_PERIOD = 100_000
@@ -30,6 +32,11 @@ class Plan(NamedTuple):
     measure: bool
 
     @property
+    def is_plain(self) -> bool:
+        """Whether the step is Keras's own."""
+        return not self.measure and self.penalize == NOTHING
+
+    @property
     def observes(self) -> bool:
         """Whether there is something to tell of the step."""
         return self.measure or self.penalize == FRESH
@@ -44,9 +51,7 @@ class Schedule:
             the penalty measures it in passing; None for the latter alone.
     """
 
-    def __init__(
-        self, penalty: penalties.Penalty | None, trace_every: int | None
-    ):
+    def __init__(self, penalty: Penalty | None, trace_every: int | None):
         self._penalty = penalty
         self._trace_every = trace_every
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import keras
+import tensorflow as tf
+
+from keras_fisher._training.measurements import Observed
 
 
 class FisherState(keras.layers.Layer):
@@ -52,10 +55,20 @@ class FisherState(keras.layers.Layer):
                 shape=shape,
                 dtype=dtype,
                 trainable=False,
-                # Of the replicas' values; each has measured its part.
+                # Of the replicas' values; each has measured its share.
                 aggregation=aggregation,
                 synchronization=self._synchronization,
                 name=name,
+            )
+
+    def remember(self, observed: Observed) -> None:
+        """Takes up what a step has told."""
+        if observed.traces is not None:
+            self.fisher_trace.assign(tf.reduce_sum(observed.traces))
+        if observed.penalty is not None:
+            self.fisher_penalty.assign(observed.penalty)
+            self.fisher_nonfinite.assign_add(
+                tf.cast(~observed.is_usable, self.dtype)
             )
 
     def carry(

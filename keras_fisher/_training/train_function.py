@@ -8,41 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable
 import functools
 from typing import Any
-from typing import NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_fisher._training import schedule
-
-
-class Measurements(NamedTuple):
-    """What the steps of the last call of the train function have measured.
-
-    Attributes:
-        step: Optimizer steps, counted from 0, of shape `(measured,)`: the
-            number of updates that came before.
-        trace_by_variable: Tr(F) of each trainable variable, of shape
-            `(measured, variables)`.
-        penalty: Value of the penalty, of shape `(measured,)`; NaN where a
-            step has measured Tr(F) alone.
-        batch_size: Number of examples, of all replicas, of shape
-            `(measured,)`.
-    """
-
-    step: np.ndarray
-    trace_by_variable: np.ndarray
-    penalty: np.ndarray
-    batch_size: np.ndarray
-
-
-NOTHING_MEASURED = Measurements(
-    np.zeros([0], np.int64),
-    np.zeros([0, 0]),
-    np.zeros([0]),
-    np.zeros([0], np.int64),
-)
+from keras_fisher._training import optimizers
+from keras_fisher._training import replicas
+from keras_fisher._training.measurements import NOTHING_MEASURED
+from keras_fisher._training.measurements import Measurements
+from keras_fisher._training.schedule import Plan
+from keras_fisher._training.schedule import Schedule
 
 
 class _Call:
@@ -82,10 +58,8 @@ class TrainFunction:
     def __init__(
         self,
         model: keras.Model,
-        schedule: schedule.Schedule,
-        step: Callable[
-            [Any, tf.Tensor | None, schedule.Plan], tuple[dict, dict]
-        ],
+        schedule: Schedule,
+        step: Callable[[Any, tf.Tensor | None, Plan], tuple[dict, dict]],
         begin: Callable[[Any], None],
     ):
         self._model = model
@@ -112,7 +86,7 @@ class TrainFunction:
     def __call__(self, iterator) -> dict:
         """Makes the steps of one call; returns the logs of the last one."""
         if self._next_step is None:
-            self._next_step = step_of(self._model)
+            self._next_step = optimizers.step_of(self._model)
             self._begin(iterator)
         if isinstance(
             iterator, (tf.data.Iterator, tf.distribute.DistributedIterator)
@@ -135,7 +109,7 @@ class TrainFunction:
             return function
         return tf.function(function, reduce_retracing=True, autograph=False)
 
-    def _compiled(self, plan: schedule.Plan):
+    def _compiled(self, plan: Plan):
         """The step of one replica by a plan."""
 
         def step(data, examples):
@@ -148,7 +122,7 @@ class TrainFunction:
             step, jit_compile=True, reduce_retracing=True, autograph=False
         )
 
-    def _on_all_replicas(self, steps: dict[schedule.Plan, Callable]):
+    def _on_all_replicas(self, steps: dict[Plan, Callable]):
         """A step that picks its plan, its logs reduced over replicas."""
         strategy = self._model.distribute_strategy
         optimizer = self._model.optimizer
@@ -167,7 +141,7 @@ class TrainFunction:
             examples = None
             if strategy.num_replicas_in_sync > 1:
                 # Here: no replica may ask the others in a conditional.
-                sizes = strategy.run(_number_of_examples, args=(data,))
+                sizes = strategy.run(_size_of, args=(data,))
                 examples = reduced("SUM", sizes)
 
             def run(plan):
@@ -209,14 +183,9 @@ class TrainFunction:
         return Measurements(**{k: v[kept] for k, v in values.items()})
 
 
-def step_of(model: keras.Model) -> int:
-    """Number of updates that a model has seen; waits for those under way."""
-    return int(tf.convert_to_tensor(model.optimizer.iterations))
-
-
-def _number_of_examples(data) -> tf.Tensor:
+def _size_of(data) -> tf.Tensor:
     x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
-    return tf.shape(keras.tree.flatten(x)[0], tf.int64)[0]
+    return replicas.number_of_examples(x)
 
 
 def _without_optionals(data):

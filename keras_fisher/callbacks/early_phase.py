@@ -9,7 +9,7 @@ import warnings
 import keras
 
 from keras_fisher._common import checks
-from keras_fisher._training.train_function import step_of
+from keras_fisher._training.optimizers import step_of
 
 
 class EarlyPhase(keras.callbacks.Callback):

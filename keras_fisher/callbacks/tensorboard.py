@@ -12,17 +12,18 @@ import keras
 import tensorflow as tf
 
 from keras_fisher._common import checks
-from keras_fisher._measuring.probe import Probe
+from keras_fisher._measuring.fisher_trace import fisher_trace
 from keras_fisher._measuring.sums import groups_of
 from keras_fisher._tensorboard import event_files
 from keras_fisher._tensorboard import hyperparameters as hyperparameters_lib
 from keras_fisher._tensorboard import summaries
 from keras_fisher._tensorboard import tags
-from keras_fisher._tensorboard.heat_map import HeatMap
 from keras_fisher._training import replicas
-from keras_fisher._training.train_function import step_of
+from keras_fisher._training.optimizers import step_of
 from keras_fisher.callbacks.early_phase import EarlyPhase
 from keras_fisher.callbacks.early_phase import check_model
+from keras_fisher.callbacks.heat_map import HeatMap
+from keras_fisher.callbacks.probe import Probe
 
 
 class FisherTensorBoard(keras.callbacks.TensorBoard):
@@ -39,7 +40,7 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
     * `fisher/probe_trace`, `fisher/probe_trace_by_layer/<path>`: with `probe`.
     * `memorization/clean_accuracy`, `memorization/noisy_accuracy`,
       `memorization/recovered_accuracy` and `memorization/gap` (clean minus
-      noisy), over each epoch, where targets carry a noise mask.
+      noisy), over each epoch, where targets carry noise flags.
 
     Beside the curves: charts of the Custom Scalars page; a row of the HParams
     page, with the hyperparameters of model, optimizer and penalty, and TrF_i,
@@ -359,7 +360,15 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
             self._write(writer, (step, summaries.scalars(values)))
 
     def _write_probe(self, step: int) -> None:
-        by_layer = self.probe.measure(self.model)
+        by_layer = fisher_trace(
+            self.model.model,
+            self.probe.x,
+            self.probe.y,
+            estimator=self.probe.estimator,
+            by="layer",
+            likelihood=self.model.likelihood,
+            seed=self.probe.seed,
+        )
         values = {tags.PROBE_TRACE: sum(by_layer.values())}
         if self.by_layer:
             values |= _prefixed(tags.PROBE_TRACE_BY_LAYER, by_layer)

@@ -7,13 +7,18 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_fisher import likelihoods
 from keras_fisher import penalties
 from keras_fisher._common import checks
 from keras_fisher._common import dtypes
-from keras_fisher._derivatives import forward as forward_lib
+from keras_fisher._common import keras_layers
 from keras_fisher._derivatives import gradients as gradients_lib
+from keras_fisher._derivatives.forward import Forward
+from keras_fisher._training import schedule
+from keras_fisher._training.guarded_gradient import guarded_gradient
+from keras_fisher._training.schedule import Plan
+from keras_fisher._training.schedule import Schedule
 from keras_fisher._training.state import FisherState
+from keras_fisher.likelihoods.lookup import of_model
 
 
 @keras.saving.register_keras_serializable(package="keras_fisher")
@@ -93,7 +98,7 @@ class FisherRegularization(keras.layers.Wrapper):
                 "`FisherPenalty` or `UniformLabelPenalty`. Received: "
                 f"penalty={penalty!r}. Use `FisherModel` for the others."
             )
-        self.likelihood = likelihoods.of_model(likelihood, layer)
+        self.likelihood = of_model(likelihood, layer)
         if seed is not None:
             checks.integer("seed", seed, 0)
         self.seed = seed
@@ -123,11 +128,10 @@ class FisherRegularization(keras.layers.Wrapper):
         }
 
     def build(self, input_shape=None):
-        if not self.layer.built:
-            # Calling builds subclassed layers as well, which `build` does not.
-            self.layer(
-                keras.tree.map_shape_structure(keras.KerasTensor, input_shape)
-            )
+        keras_layers.build_by_call(
+            self.layer,
+            keras.tree.map_shape_structure(keras.KerasTensor, input_shape),
+        )
         if self.penalty.stores_gradient:
             self.state.create_gradients(self.layer)
         self.built = True
@@ -141,95 +145,66 @@ class FisherRegularization(keras.layers.Wrapper):
     def call(self, inputs, training=None):
         if not training or not self.layer.trainable_variables:
             return self.layer(inputs, training=training)
-        second_tape = tf.GradientTape(
-            persistent=True, watch_accessed_variables=False
-        )
-        with second_tape:
+        tape = tf.GradientTape(persistent=True, watch_accessed_variables=False)
+        with tape:
             for variable in self.layer.trainable_variables:
-                second_tape.watch(variable.value)
+                tape.watch(variable.value)
             for leaf in keras.tree.flatten(inputs):
                 if leaf.dtype.is_floating:
-                    second_tape.watch(leaf)
+                    tape.watch(leaf)
             forward = self.penalty.forward(
                 self.layer,
                 inputs,
                 seed=self.seed_generator,
                 watch_inputs=True,
             )
-        value, gradients = self._scheduled(forward, second_tape)
+        value, gradients = Schedule(self.penalty, trace_every=None).choose(
+            lambda plan: self._planned(plan, forward, tape), self.step
+        )
         self.add_loss(
             gradients_lib.with_gradient(value, forward.targets, gradients)
         )
         self.step.assign_add(1)
         return forward.outputs
 
-    def _fresh(self, forward, second_tape):
-        """The penalty of this step and its gradient."""
-        dtype = forward_lib.compute_dtype(self.layer)
-        scale = 2.0**10 if dtype == "float16" else 1.0
+    def _planned(self, plan: Plan, forward: Forward, tape: tf.GradientTape):
+        """The value to add at a step of this plan, and its gradient."""
+        if plan.penalize == schedule.FRESH:
+            return self._fresh(forward, tape)
+        gradients = [tf.zeros_like(target) for target in forward.targets]
+        if plan.penalize == schedule.NOTHING:
+            return tf.zeros([], self.state.dtype), gradients
+        # The last one again; of the variables alone, not of the inputs.
+        stored = self.state.gradients(self.layer)
+        gradients[: len(stored)] = map(tf.convert_to_tensor, stored)
+        return tf.convert_to_tensor(self.state.fisher_penalty), gradients
+
+    def _fresh(self, forward: Forward, tape: tf.GradientTape):
         context = tf.distribute.get_replica_context()
-        replicas = 1 if context is None else context.num_replicas_in_sync
-        with second_tape:
+        with tape:
             term = self.penalty(
                 forward,
                 self.likelihood,
                 seed=self.seed_generator,
-                loss_scale=scale,
-                batches=replicas,
+                batches=1 if context is None else context.num_replicas_in_sync,
             )
-        with penalties.explained():
-            gradients = second_tape.gradient(
-                term.value,
-                forward.targets,
-                unconnected_gradients=tf.UnconnectedGradients.ZERO,
-            )
-        gradients = [tf.convert_to_tensor(g) for g in gradients]
-        is_finite = gradients_lib.are_usable(term.value, gradients)
-        gradients = gradients_lib.replaced_unless(is_finite, gradients)
+        guarded = guarded_gradient(
+            tape, term.value, forward.targets, term.value
+        )
+        value = tf.cast(term.value, self.state.dtype)
+        value = tf.where(guarded.is_usable, value, float("nan"))
         if term.traces is not None:
             self.state.fisher_trace.assign(tf.reduce_sum(term.traces))
-        value = tf.cast(term.value, self.state.dtype)
-        value = tf.where(is_finite, value, float("nan"))
         self.state.fisher_penalty.assign(value)
         if self.penalty.stores_gradient:
-            stored = self.state.gradients(self.layer)
-            for variable, gradient in zip(stored, gradients):
-                variable.assign(gradient)
-        return value, gradients
-
-    def _scheduled(self, forward, second_tape):
-        """The penalty to add at this step, with its gradient."""
-
-        def fresh():
-            return self._fresh(forward, second_tape)
-
-        def stale():
-            return self._stale(forward)
-
-        def nothing():
-            zeros = [tf.zeros_like(target) for target in forward.targets]
-            return tf.zeros([], self.state.dtype), zeros
-
-        penalty, step = self.penalty, tf.convert_to_tensor(self.step)
-        if penalty.every == 1 and penalty.start == 0 and penalty.stop is None:
-            return fresh()
-        between = stale if penalty.stores_gradient else nothing
-        return tf.cond(
-            penalty.is_fresh(step),
-            fresh,
-            lambda: tf.cond(penalty.is_active(step), between, nothing),
-        )
-
-    def _stale(self, forward):
-        """The last penalty again, with the gradient it had."""
-        stored = [
-            tf.convert_to_tensor(g) for g in self.state.gradients(self.layer)
+            guarded.store(self.state.gradients(self.layer))
+        gradients = [
+            tf.zeros_like(target) if gradient is None else gradient
+            for target, gradient in zip(
+                forward.targets, guarded.where(guarded.is_usable)
+            )
         ]
-        inputs = forward.targets[len(stored) :]
-        return (
-            tf.convert_to_tensor(self.state.fisher_penalty),
-            stored + [tf.zeros_like(x) for x in inputs],
-        )
+        return value, gradients
 
 
 class _LastValue(keras.metrics.Metric):

@@ -7,8 +7,8 @@ import inspect
 import keras
 import tensorflow as tf
 
+from keras_fisher._common import keras_layers
 from keras_fisher._derivatives import checkpoint
-from keras_fisher._derivatives import forward as forward_lib
 
 
 @keras.saving.register_keras_serializable(package="keras_fisher")
@@ -56,7 +56,7 @@ class Rematerialization(keras.layers.Wrapper):
     ```
     """
 
-    is_transparent = True  # for `forward`
+    is_transparent = True  # for `keras_layers.unwrapped`
 
     def __init__(self, layer: keras.layers.Layer, **kwargs):
         # Wrapped layers cast for themselves; variables are read uncast here.
@@ -72,15 +72,11 @@ class Rematerialization(keras.layers.Wrapper):
         ]
         # A layer of several arguments is built when these are known.
         if len(required) <= 1:
-            self._build_layer(
-                keras.tree.map_shape_structure(keras.KerasTensor, input_shape)
+            keras_layers.build_by_call(
+                self.layer,
+                keras.tree.map_shape_structure(keras.KerasTensor, input_shape),
             )
         self.built = True
-
-    def _build_layer(self, *args, **kwargs):
-        if not self.layer.built:
-            # Calling builds subclassed layers as well, which `build` does not.
-            self.layer(*args, **kwargs)
 
     def compute_output_spec(self, *args, **kwargs):
         return self.layer(*args, **kwargs)
@@ -97,12 +93,9 @@ class Rematerialization(keras.layers.Wrapper):
         layer = self.layer
         arguments = ((inputs, *args), kwargs)
         symbolic = keras.tree.map_structure(_symbolic, arguments)
-        self._build_layer(*symbolic[0], **symbolic[1])
+        keras_layers.build_by_call(layer, *symbolic[0], **symbolic[1])
         variables = layer.trainable_variables
-        state = [
-            (variable, tf.identity(variable.value))
-            for variable in layer.non_trainable_variables
-        ]
+        state = keras_layers.snapshot(layer)
         leaves = keras.tree.flatten(arguments)
         values = [tf.convert_to_tensor(v.value) for v in variables]
 
@@ -158,7 +151,7 @@ def _floating(leaves) -> list:
 def _replaced(leaves, tensors) -> list:
     """The leaves, those of floating point from the iterator `tensors`."""
     return [
-        forward_lib.with_keras_mask(next(tensors), forward_lib.keras_mask(x))
+        keras_layers.with_mask(next(tensors), keras_layers.mask_of(x))
         if _is_floating(x)
         else x
         for x in leaves

@@ -150,18 +150,6 @@ def test_difference_step_moves_by_a_share_of_the_parameters():
         np.testing.assert_allclose(moved, expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize("largest", [1e-3, 1.0, 500.0])
-def test_scale_is_a_power_of_two_for_16_bits_alone(largest):
-    cotangent = tf.constant([largest / 3, -largest])
-    for dtype in ("float16", "bfloat16"):
-        scale = float(gradients.scale_for(cotangent, dtype))
-        assert np.log2(scale) == round(np.log2(scale))
-        assert 128 <= scale * largest <= 256
-    assert gradients.scale_for(cotangent, "float32") == 1
-    nothing = gradients.scale_for(tf.zeros([2]), "float16")
-    assert np.isfinite(nothing)
-
-
 def test_dense_adds_repeated_rows():
     rows = tf.IndexedSlices(
         tf.constant([[1.0], [2.0]]), tf.constant([1, 1]), tf.constant([3, 1])

@@ -433,7 +433,7 @@ def test_takes_what_the_compiled_model_says():
         keras_fisher.fisher_trace(wrapped, x)
 
 
-def test_empirical_takes_labels_with_a_noise_mask_and_from_data_sets():
+def test_empirical_takes_labels_with_noise_flags_and_from_data_sets():
     model, x = _classifier(3)
     y = np.arange(5) % 3
     arguments = dict(estimator="empirical", likelihood="categorical")

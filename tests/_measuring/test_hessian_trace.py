@@ -55,7 +55,7 @@ def _quadratic_forms(model, matrix, seed, count) -> np.ndarray:
     values = [tf.constant(v.numpy()) for v in model.trainable_variables]
     forms = []
     for k in range(count):
-        probe = hessian_trace._probe(
+        probe = hessian_trace._signs(
             values, tf.constant([seed, 0], tf.int64), tf.constant(k)
         )
         v = np.concatenate([np.ravel(p) for p in probe])
@@ -142,7 +142,7 @@ def test_without_second_derivatives_differences_are_taken():
         gradients = inner.gradient(value, variables)
     expected = []
     for k in range(8):
-        probe = hessian_trace._probe(
+        probe = hessian_trace._signs(
             variables, tf.constant([5, 0], tf.int64), tf.constant(k)
         )
         products = outer.gradient(gradients, variables, probe)

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 import keras_fisher
 from keras_fisher import likelihoods
-from keras_fisher._measuring import norm_rules
+from keras_fisher._measuring import norms
 from keras_fisher._measuring import per_example
 
 _LIKELIHOOD = likelihoods.Categorical()
@@ -583,10 +583,10 @@ def test_a_variable_without_effect_has_no_gradient():
 def test_a_wrong_rule_is_found_and_not_used(monkeypatch):
     """What the graph is read as is checked against backpropagation."""
     model, x = networks.build("dense")
-    correct = norm_rules._Products._gram
+    correct = norms.Products._gram
 
     monkeypatch.setattr(
-        norm_rules._Products,
+        norms.Products,
         "_gram",
         lambda *arguments: 1.01 * correct(*arguments),
     )

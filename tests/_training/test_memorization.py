@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from keras_fisher._common import noisy_targets
 from keras_fisher._training import memorization
 from keras_fisher.likelihoods import Bernoulli
 from keras_fisher.likelihoods import Categorical
@@ -46,15 +47,15 @@ def _rng(*entropy):
     ids=lambda value: type(value).__name__,
 )
 def test_a_dictionary_with_labels_and_mask_is_a_noisy_target(y, expected):
-    found = memorization.has_noise_mask(y)
+    found = noisy_targets.has_noise_flags(y)
     assert found is expected, f"{found} for {y}"
 
 
 def test_label_of_a_target_with_a_mask_is_its_label():
     label, other = object(), object()
     y = {"label": label, "is_noisy": other}
-    assert memorization.label_of(y) is label
-    assert memorization.label_of({**y, "true_label": other}) is label
+    assert noisy_targets.label_of(y) is label
+    assert noisy_targets.label_of({**y, "true_label": other}) is label
 
 
 @pytest.mark.parametrize(
@@ -70,8 +71,8 @@ def test_label_of_a_target_with_a_mask_is_its_label():
     ids=str,
 )
 def test_other_targets_are_their_own_labels_and_weights(y):
-    assert memorization.label_of(y) is y
-    assert memorization.weight_of(y) is y
+    assert noisy_targets.label_of(y) is y
+    assert noisy_targets.weight_of(y) is y
 
 
 class _Recorder(keras.Model):
@@ -112,12 +113,12 @@ def test_weight_of_what_keras_makes_of_an_array_is_the_array(keys):
     labels, weights = [], []
     for received_y, received_weight in model.received:
         # One weight for each of the targets, all the same.
-        assert memorization.has_noise_mask(received_weight), received_weight
+        assert noisy_targets.has_noise_flags(received_weight), received_weight
         assert set(received_weight) == set(keys), received_weight
         for copy in received_weight.values():
             np.testing.assert_array_equal(copy, received_weight["label"])
-        labels.append(memorization.label_of(received_y))
-        weights.append(memorization.weight_of(received_weight))
+        labels.append(noisy_targets.label_of(received_y))
+        weights.append(noisy_targets.weight_of(received_weight))
     np.testing.assert_array_equal(np.concatenate(weights), weight)
     np.testing.assert_array_equal(np.concatenate(labels), y["label"])
 
@@ -128,7 +129,7 @@ def test_weight_of_what_keras_makes_of_no_weights_is_none():
     y = {"label": np.arange(4), "is_noisy": np.ones(4, bool)}
     model.fit(np.ones((4, 3)), y, verbose=0)
     ((_, received),) = model.received
-    assert memorization.weight_of(received) is None, received
+    assert noisy_targets.weight_of(received) is None, received
 
 
 # --- accuracies ---------------------------------------------------------

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from keras_fisher import FisherModel
-from keras_fisher._training.train_function import Measurements
+from keras_fisher._training.measurements import Measurements
 from keras_fisher.callbacks import EarlyPhase
 
 

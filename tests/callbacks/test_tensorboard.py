@@ -22,9 +22,9 @@ from keras_fisher import FisherModel
 from keras_fisher import FisherPenalty
 from keras_fisher import fisher_trace
 from keras_fisher._tensorboard import event_files
-from keras_fisher._tensorboard import heat_map
 from keras_fisher.callbacks import EarlyPhase
 from keras_fisher.callbacks import FisherTensorBoard
+from keras_fisher.callbacks import heat_map
 
 _X = np.random.default_rng(0).normal(size=(40, 6)).astype("float32")
 _Y = np.arange(40) % 3
@@ -396,7 +396,7 @@ def _charts(directory):
     }
 
 
-def test_without_a_noise_mask_there_is_no_empty_chart(tmp_path):
+def test_without_noise_flags_there_is_no_empty_chart(tmp_path):
     _fit(_model(), [FisherTensorBoard(tmp_path)])
     assert list(_charts(tmp_path / "train")) == [
         "Tr(F)",

@@ -30,7 +30,7 @@ from keras_fisher import GradientPenalty
 from keras_fisher import InputGradientPenalty
 from keras_fisher import UniformLabelPenalty
 from keras_fisher._common import random_draws
-from keras_fisher._derivatives import forward as forward_lib
+from keras_fisher._derivatives.independence import examples_are_independent
 from keras_fisher.layers import FisherRegularization
 
 _PENALTIES = (
@@ -156,7 +156,7 @@ class _Reference:
         if case.penalty.fraction < 1:
             start = int(random_draws.integers([], size, seed))
             rows = (start + rows[:part]) % size
-        if part < size and forward_lib.examples_are_independent(model):
+        if part < size and examples_are_independent(model):
             # The part runs by itself, with the masks of dropout drawn for it.
             x = keras.tree.map_structure(lambda t: tf.gather(t, rows), x)
             y, rows = tf.gather(y, rows), np.arange(len(rows))

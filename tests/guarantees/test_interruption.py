@@ -29,7 +29,7 @@ from keras_fisher import GradientPenalty
 from keras_fisher import InputGradientPenalty
 from keras_fisher import UniformLabelPenalty
 from keras_fisher._tensorboard import event_files
-from keras_fisher._training.train_function import step_of
+from keras_fisher._training.optimizers import step_of
 from keras_fisher.callbacks import BackupAndRestore
 from keras_fisher.callbacks import EarlyPhase
 from keras_fisher.callbacks import FisherTensorBoard

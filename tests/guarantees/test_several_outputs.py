@@ -88,8 +88,9 @@ def test_a_penalty_is_that_of_the_sum(structure, penalty):
     likelihood = likelihoods.of_model(_PARTS, model)
     forward = penalty.forward(model, x, seed=5)
     value = penalty(forward, likelihood, y, seed=6).value
-    size = int(forward.part_size)
-    start = 0 if forward.start is None else int(forward.start)
+    size = int(forward.subset.size)
+    first = forward.subset.first
+    start = 0 if first is None else int(first)
     chosen = [(start + k) % _BATCH for k in range(size)]
     count = penalty.micro_batch_size or size
     expected = 0.0
@@ -281,7 +282,7 @@ def test_wrong_structures_are_refused():
         fisher.fit(x, {**y, "a": y["a"] + 7}, verbose=0)
 
 
-def test_noise_masks_are_for_one_output():
+def test_noise_flags_are_for_one_output():
     x, y = _data("list")
     model = FisherModel(_network("list", "float32"))
     model.compile("sgd", list(_LOSSES.values()))

@@ -20,8 +20,9 @@ from keras_fisher import FisherPenalty
 from keras_fisher import GradientPenalty
 from keras_fisher import InputGradientPenalty
 from keras_fisher import likelihoods
+from keras_fisher._common import keras_layers
 from keras_fisher._derivatives import checkpoint
-from keras_fisher._derivatives import forward
+from keras_fisher._derivatives.independence import examples_are_independent
 from keras_fisher.layers import FisherRegularization
 from keras_fisher.layers import Rematerialization
 
@@ -307,7 +308,7 @@ def test_masks_pass_in_and_out():
         results.append(model(tokens))
     np.testing.assert_allclose(*results, rtol=1e-6)
     embedding = Rematerialization(keras.layers.Embedding(5, 3, mask_zero=True))
-    mask = forward.keras_mask(embedding(tokens))
+    mask = keras_layers.mask_of(embedding(tokens))
     np.testing.assert_array_equal(mask, tokens != 0)
 
 
@@ -398,13 +399,13 @@ def test_hessian_traces_are_those_of_the_layer():
 )
 def test_whether_examples_are_independent_is_seen_through_it(layer, expected):
     wrapped = Rematerialization(layer)
-    assert forward.examples_are_independent(wrapped) is expected
+    assert examples_are_independent(wrapped) is expected
 
 
 def test_dtype_of_computation_is_seen_through_it():
     dense = keras.layers.Dense(2, dtype="mixed_float16")
-    assert forward.compute_dtype(dense) == "float16"
-    assert forward.compute_dtype(Rematerialization(dense)) == "float16"
+    assert keras_layers.compute_dtype(dense) == "float16"
+    assert keras_layers.compute_dtype(Rematerialization(dense)) == "float16"
 
 
 # What cannot work is an error.

@@ -1,4 +1,4 @@
-"""Tr(F) on the same examples again and again: a curve of little noise."""
+"""The examples of a curve of little noise: the same ones again and again."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import numpy as np
 import tensorflow as tf
 
 from keras_fisher._common import checks
-from keras_fisher._measuring.fisher_trace import fisher_trace
 
 
 class Probe:
@@ -76,15 +75,3 @@ class Probe:
         if self.every == "epoch":
             return False
         return after // self.every > before // self.every
-
-    def measure(self, model: keras.Model) -> dict[str, float]:
-        """Tr(F) of each layer, by its path."""
-        return fisher_trace(
-            model.model,
-            self.x,
-            self.y,
-            estimator=self.estimator,
-            by="layer",
-            likelihood=model.likelihood,
-            seed=self.seed,
-        )

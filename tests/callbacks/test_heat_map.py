@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from keras_fisher._tensorboard.heat_map import HeatMap
+from keras_fisher.callbacks.heat_map import HeatMap
 
 
 def test_what_is_added_is_collected():

@@ -1,0 +1,85 @@
+"""What is read off Keras layers and their outputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+
+def values_of(variables) -> list:
+    """The TensorFlow variables behind Keras variables."""
+    return [variable.value for variable in variables]
+
+
+def snapshot(layer: keras.layers.Layer) -> list[tuple]:
+    """The values now of all that a call may change: statistics and seeds.
+
+    Returns:
+        Pairs of variables and tensors, as `keras.StatelessScope` takes them.
+    """
+    return [
+        (variable, tf.identity(variable.value))
+        for variable in layer.non_trainable_variables
+    ]
+
+
+def build_by_call(layer: keras.layers.Layer, *args, **kwargs) -> None:
+    """Builds a layer by a call, if it is not built.
+
+    That builds subclassed layers as well, which `build` does not.
+    """
+    if not layer.built:
+        layer(*args, **kwargs)
+
+
+def check_trainable(
+    layer: keras.layers.Layer,
+    consequence: str,
+    advice: str = "Unfreeze a layer.",
+) -> None:
+    """Raises a `ValueError` if there is nothing to differentiate by.
+
+    Args:
+        layer: A built layer or model.
+        consequence: What is wrong then.
+        advice: What to do.
+    """
+    if not layer.trainable_variables:
+        raise ValueError(
+            f"No variable of the model is trainable, so {consequence}. "
+            f"Received: {layer.name} with trainable={layer.trainable}. {advice}"
+        )
+
+
+def unwrapped(layer: keras.layers.Layer) -> keras.layers.Layer:
+    """The layer, or that in a wrapper of this package that only runs it."""
+    while getattr(layer, "is_transparent", False):
+        layer = layer.layer
+    return layer
+
+
+def compute_dtype(layer: keras.layers.Layer) -> str:
+    """The dtype that a layer computes in, or what it only passes on to."""
+    return unwrapped(layer).compute_dtype
+
+
+# Keras has no public name for the mask that its layers leave on outputs.
+
+
+def mask_of(outputs: tf.Tensor) -> tf.Tensor | None:
+    """The mask that Keras layers have left on their outputs."""
+    return getattr(outputs, "_keras_mask", None)
+
+
+def with_mask(tensor: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
+    """`tensor`, with a mask that Keras layers will find on it."""
+    if mask is not None:
+        tensor._keras_mask = mask
+    return tensor
+
+
+def is_keras_own(thing: Any) -> bool:
+    """Whether a layer or an operation comes from Keras itself."""
+    return type(thing).__module__.split(".")[0] == "keras"

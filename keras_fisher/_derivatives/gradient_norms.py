@@ -1,0 +1,275 @@
+"""Squared norms of gradients, and their derivatives.
+
+Of a recorded forward pass on b' examples in micro-batches of b_m examples,
+with ĝ_m the gradient of a micro-batch's mean negative log-likelihood:
+
+    Σ_m b_m² ‖ĝ_m‖²
+
+for each target that a norm is taken of. What that is, one of two objects
+says: `ParameterNorm` or `InputNorm`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Sequence
+import dataclasses
+from typing import Any
+from typing import Protocol
+
+import keras
+import tensorflow as tf
+
+from keras_fisher._common import dtypes
+from keras_fisher._common import keras_layers
+from keras_fisher._common import structures
+from keras_fisher._derivatives import gradients as gradients_lib
+from keras_fisher._derivatives import loss_scale as loss_scale_lib
+from keras_fisher._derivatives import second_derivatives
+from keras_fisher._derivatives.forward import Forward
+from keras_fisher._derivatives.gradients import Gradients
+
+
+class Norm(Protocol):
+    """What a penalty takes the squared norm of.
+
+    Attributes:
+        watches_inputs: Whether inputs have to be among the targets.
+    """
+
+    watches_inputs: bool
+
+    def measured(self, forward: Forward) -> range:
+        """Positions of the targets whose squared gradients are computed."""
+
+    def selected(self, forward: Forward) -> list[bool]:
+        """Which of those measured the penalized norm is the sum over."""
+
+    def scale(self, examples: tf.Tensor) -> tf.Tensor:
+        """The factor from the estimate T of a trace to the penalty over α."""
+
+    def missing(self, forward: Forward, targets: Sequence) -> ValueError:
+        """What to raise if selected targets have no gradient."""
+
+
+class ParameterNorm:
+    """‖∇_θ L‖² over trainable variables: FP, GP and GP_r.
+
+    Each variable is measured, those left out of the penalized norm as well. A
+    gradient that is a mean over B examples shrinks with B, hence α / B on T.
+
+    Args:
+        selects: Which variables the norm is over.
+    """
+
+    watches_inputs = False
+
+    def __init__(self, selects: Callable[[keras.Variable], bool]):
+        self._selects = selects
+
+    def measured(self, forward):
+        return range(forward.num_variables)
+
+    def selected(self, forward):
+        return [*map(self._selects, forward.layer.trainable_variables)]
+
+    def scale(self, examples):
+        return 1.0 / examples
+
+    def missing(self, forward, targets):
+        variables = forward.layer.trainable_variables
+        return ValueError(
+            "The outputs do not depend on these trainable variables, so "
+            f"they have no gradient: {[variables[i].path for i in targets]}. "
+            "Freeze their layers (`layer.trainable = False`), or leave them "
+            "out with `exclude=` of the penalty."
+        )
+
+
+class InputNorm:
+    """Σ_i ‖∇_{x_i} L‖² over the inputs: GP_x.
+
+    A gradient at one input does not shrink with the batch: α itself on T.
+    """
+
+    watches_inputs = True
+
+    def measured(self, forward):
+        return range(forward.num_variables, len(forward.targets))
+
+    def selected(self, forward):
+        return [True for _ in self.measured(forward)]
+
+    def scale(self, examples):
+        return tf.ones_like(examples)
+
+    def missing(self, forward, targets):
+        return ValueError(
+            "The outputs do not depend on some of the inputs, or not "
+            "differentiably. Leave these inputs out of the model, or use "
+            "another penalty."
+        )
+
+
+def total(norm: Norm, forward: Forward, squares: tf.Tensor) -> tf.Tensor:
+    """The penalized norm, given the squares of what is measured."""
+    return tf.reduce_sum(squares * [*map(float, norm.selected(forward))])
+
+
+@dataclasses.dataclass(frozen=True)
+class SquaredNorms:
+    """Computes squared norms for one forward pass.
+
+    Attributes:
+        forward: The pass. To be used where it was recorded.
+        norm: What the norm is taken of.
+        score: Function of the outputs, in 32 bits or more, and the weights of
+            the examples. Returns the derivative of the weighted sum of
+            negative log-likelihoods at the outputs.
+        loss_scale: Factor on it in the backward pass, taken out again before
+            the square; None for one that fits.
+        dtype: Of the weights.
+    """
+
+    forward: Forward
+    norm: Norm
+    score: Callable[[Any, tf.Tensor], Any]
+    loss_scale: float | tf.Tensor | None
+    dtype: tf.DType
+
+    def compute(
+        self, method: str, micro_batch_size: int | None
+    ) -> tuple[tf.Tensor, Gradients | None]:
+        """Σ_m b_m² ‖ĝ_m‖² of each target that is measured.
+
+        Args:
+            method: `"exact"` or `"finite_difference"`.
+            micro_batch_size: Examples in a micro-batch; None for all.
+
+        Returns:
+            The squares, and the derivatives of the penalized norm by all
+            targets. These are None where the tape around gives them.
+
+        Raises:
+            ValueError: If a selected target has no gradient.
+        """
+        if method == "finite_difference":
+            function = self._finite_difference
+        elif micro_batch_size is None:
+            function = self._differentiated_around
+        else:
+            # A loop, whose gradient would keep all micro-batches in memory.
+            function = self._differentiated_here
+        squares, *derivatives = gradients_lib.sum_over_micro_batches(
+            function, self.forward.subset.size, micro_batch_size, self.dtype
+        )
+        return squares, derivatives or None
+
+    # Of one micro-batch, for sum_over_micro_batches.
+
+    def _differentiated_around(self, weights, count) -> list[tf.Tensor]:
+        return [self._squares(weights, count)]
+
+    def _differentiated_here(self, weights, count) -> list[tf.Tensor]:
+        forward = self.forward
+        with forward.second_tape:
+            squares = self._squares(weights, count)
+            penalized = total(self.norm, forward, squares)
+        with second_derivatives.explained():
+            derivatives = forward.second_tape.gradient(
+                penalized,
+                forward.targets,
+                unconnected_gradients=tf.UnconnectedGradients.ZERO,
+            )
+        return [squares, *map(tf.convert_to_tensor, derivatives)]
+
+    def _finite_difference(self, weights, count) -> list[tf.Tensor]:
+        forward = self.forward
+        here, scale = self._gradients(
+            forward.tape, forward.subset_outputs, forward.targets, weights
+        )
+        squares = gradients_lib.squared_norms(self._measured(here), scale)
+        direction: Gradients = [None] * len(here)
+        for i, is_selected in zip(
+            self.norm.measured(forward), self.norm.selected(forward)
+        ):
+            direction[i] = here[i] if is_selected else None
+        step = gradients_lib.difference_step(
+            direction, forward.targets, forward.dtype
+        )
+        moved = [
+            tf.identity(t)
+            if d is None
+            else t + tf.cast(step, t.dtype) * tf.cast(d, t.dtype)
+            for t, d in zip(forward.targets, direction)
+        ]
+        there, _ = self._gradients(
+            *forward.replay(moved), moved, weights, scale
+        )
+        _check_moved(here, there)
+        count = tf.cast(count, squares.dtype)
+        # One loss scale is in the direction, and one in each gradient.
+        scale = tf.cast(scale, squares.dtype)
+        factor = 2.0 * tf.square(count / scale) / tf.cast(step, scale.dtype)
+        return [tf.square(count) * squares] + [
+            tf.zeros_like(t)
+            if a is None or b is None
+            else tf.cast(factor, a.dtype) * (b - a)
+            for t, a, b in zip(forward.targets, here, there)
+        ]
+
+    def _squares(self, weights, count) -> tf.Tensor:
+        forward = self.forward
+        gradients, scale = self._gradients(
+            forward.tape, forward.subset_outputs, forward.targets, weights
+        )
+        squares = gradients_lib.squared_norms_alone(
+            self._measured(gradients), scale
+        )
+        return tf.cast(tf.square(count), squares.dtype) * squares
+
+    def _measured(self, gradients: Gradients) -> Gradients:
+        """Of the gradients for all targets, those to be squared."""
+        positions = self.norm.measured(self.forward)
+        missing = [
+            i
+            for i, is_selected in zip(
+                positions, self.norm.selected(self.forward)
+            )
+            if is_selected and gradients[i] is None
+        ]
+        if missing:
+            raise self.norm.missing(self.forward, missing)
+        return [gradients[i] for i in positions]
+
+    def _gradients(self, tape, outputs, targets, weights, scale=None):
+        """The gradients for all targets, and their loss scale."""
+        precise = structures.apply(dtypes.precise, outputs)
+        cotangents = structures.leaves(self.score(precise, weights))
+        outputs = structures.leaves(outputs)
+        if scale is None:
+            scale = self.loss_scale
+        if scale is None:
+            dtype = keras_layers.compute_dtype(self.forward.layer)
+            scale = loss_scale_lib.fitting(cotangents, dtype)
+        gradients = gradients_lib.vector_jacobian(
+            tape,
+            outputs,
+            targets,
+            [
+                tf.cast(dtypes.times(c, scale), output.dtype)
+                for c, output in zip(cotangents, outputs)
+            ],
+        )
+        return gradients, scale
+
+
+def _check_moved(here: Gradients, there: Gradients) -> None:
+    """Raises a `ValueError` if a pass on moved values has not used them."""
+    if any(b is None for a, b in zip(here, there) if a is not None):
+        raise ValueError(
+            "The model does not run with other values of its variables "
+            'than their own, which `method="finite_difference"` needs. '
+            "`tf.recompute_grad` does that; use "
+            "`keras_fisher.layers.Rematerialization` instead."
+        )

@@ -1,0 +1,106 @@
+"""What a `FisherModel` refuses, or warns of, before and after it trains."""
+
+from __future__ import annotations
+
+from typing import Any
+import warnings
+
+import keras
+import tensorflow as tf
+
+from keras_fisher._common import keras_layers
+from keras_fisher._common import structures
+from keras_fisher.likelihoods.base import Likelihood
+
+
+def check_wrappable(model: Any) -> None:
+    """Raises a `ValueError` unless a step of ours can train it."""
+    if not isinstance(model, keras.Model):
+        raise ValueError(
+            "`FisherModel` wraps a `keras.Model`. Received: "
+            f"{model!r} of type {type(model).__name__}. Put layers into a "
+            "`keras.Sequential` first."
+        )
+    own = [
+        name
+        for name in ("train_step", "compute_loss")
+        if getattr(type(model), name) is not getattr(keras.Model, name)
+    ]
+    if own:
+        raise ValueError(
+            "`FisherModel` trains with its own step, so that the "
+            f"`{'` and `'.join(own)}` of {type(model).__name__} would have no "
+            "effect. Wrap the network inside of it, or use "
+            "`keras_fisher.layers.FisherRegularization`, which works with any "
+            "training step."
+        )
+
+
+def check_trainable(network: keras.Model) -> None:
+    """Raises a `ValueError` if there is nothing to measure or penalize."""
+    keras_layers.check_trainable(
+        network,
+        "its Fisher information is empty",
+        "Unfreeze a layer before `compile()`, or pass `penalty=None, "
+        "trace_every=None`.",
+    )
+
+
+def check_labels(
+    network: keras.Model, likelihood: Likelihood | None, y: Any
+) -> None:
+    """Raises a `ValueError` for labels that XLA would take without a word.
+
+    Args:
+        network: The wrapped model.
+        likelihood: Of its outputs, if known.
+        y: Labels as `fit` got them, or None.
+    """
+    outputs = structures.symbolic_outputs(network)
+    if y is not None and likelihood is not None and outputs is not None:
+        classes = structures.apply(lambda t: t.shape[-1], outputs)
+        likelihood.check_labels(y, classes)
+
+
+def check_outputs(network: keras.Model, likelihood: Likelihood, x: Any) -> None:
+    """Raises a `ValueError` if outputs are not what the likelihood expects.
+
+    Tried on an example of zeros, outside the graph that is being traced.
+
+    Args:
+        network: The wrapped model.
+        likelihood: Of its outputs.
+        x: A batch of its inputs, which may be symbolic.
+    """
+    leaves = keras.tree.flatten(x)
+    if not likelihood.constrains_outputs or any(
+        None in leaf.shape[1:] for leaf in leaves
+    ):
+        return
+    with tf.init_scope():
+        zeros = keras.tree.map_structure(
+            lambda leaf: tf.zeros([1, *leaf.shape[1:]], leaf.dtype), x
+        )
+        likelihood.check(network(zeros, training=False))
+
+
+def warn_of_lost_weights(network: keras.Model, stacklevel: int) -> None:
+    """Warns of what no log says: a last step that overflows."""
+    lost = [
+        variable.path
+        for variable in network.weights
+        if keras.backend.is_float_dtype(variable.dtype)
+        and not tf.reduce_all(tf.math.is_finite(variable.value))
+    ]
+    if lost:
+        warnings.warn(
+            "Training has ended with weights that are NaN or infinite. "
+            f"Received: {len(lost)} such variables of "
+            f"{len(network.weights)}, first {lost[0]!r}. Go back to "
+            "weights saved earlier, look for what overflows "
+            "(`tf.debugging.enable_check_numerics()` says where), and "
+            "have `keras.callbacks.TerminateOnNaN` end the training at "
+            "the first loss that is NaN.",
+            RuntimeWarning,
+            stacklevel=stacklevel + 1,
+        )

@@ -1,0 +1,22 @@
+"""What a step has to know of a Keras optimizer."""
+
+from __future__ import annotations
+
+import keras
+import tensorflow as tf
+
+
+def skips_steps(optimizer: keras.optimizers.Optimizer) -> bool:
+    """Whether it skips steps with gradients that are not finite."""
+    return isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+
+
+def accumulation_steps(optimizer: keras.optimizers.Optimizer) -> int:
+    """Number of batches whose gradients make up an update."""
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    return optimizer.gradient_accumulation_steps or 1
+
+
+def step_of(model: keras.Model) -> int:
+    """Number of updates that a model has seen; waits for those under way."""
+    return int(tf.convert_to_tensor(model.optimizer.iterations))

@@ -1,0 +1,96 @@
+"""Which layers let the examples of a batch see each other."""
+
+from __future__ import annotations
+
+import keras
+from keras import layers
+import networks
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_fisher._derivatives.independence import examples_are_independent
+
+
+class Custom(layers.Layer):
+    def call(self, x):
+        return x - tf.reduce_mean(x, axis=0, keepdims=True)
+
+
+def _functional(layer):
+    x = keras.Input((4, 2))
+    return keras.Model(x, layer(layers.Dense(2, name="first")(x)))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        layers.Dense(3),
+        layers.MaxPooling1D(2),
+        layers.Dropout(0.5),
+        layers.LSTM(3),
+        layers.Bidirectional(layers.GRU(3)),
+        layers.TimeDistributed(layers.Dense(3)),
+        layers.LayerNormalization(),
+        layers.BatchNormalization(trainable=False),
+        keras.Sequential([layers.Flatten(), layers.Dense(3)]),
+        _functional(layers.Dense(3)),
+    ],
+    ids=lambda layer: layer.name,
+)
+def test_examples_are_independent_in(layer):
+    assert examples_are_independent(_functional(layer))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        Custom(),
+        layers.BatchNormalization(),
+        layers.Lambda(lambda x: x - tf.reduce_mean(x)),
+        layers.ActivityRegularization(0.1),
+        layers.Dense(3, activity_regularizer="l2"),
+        layers.TimeDistributed(layers.BatchNormalization()),
+        layers.SpectralNormalization(layers.Dense(3)),
+        layers.Masking(),
+        keras.Sequential([Custom()]),
+        _functional(_functional(layers.BatchNormalization())),
+    ],
+    ids=lambda layer: layer.name,
+)
+def test_examples_are_not_known_to_be_independent_in(layer):
+    assert not examples_are_independent(_functional(layer))
+
+
+def test_other_operations_and_subclassed_models_count_as_dependent():
+    x = keras.Input((4,))
+    y = layers.Dense(3)(x)
+    model = keras.Model(x, y - keras.ops.mean(y, axis=0))
+    assert not examples_are_independent(model)
+    attention, _ = networks.build("attention")
+    assert not examples_are_independent(attention)
+    assert not examples_are_independent(layers.Embedding(3, 2, mask_zero=True))
+    assert not examples_are_independent(
+        layers.RNN(layers.LSTMCell(3), stateful=True)
+    )
+
+
+@pytest.mark.parametrize(
+    "function, independent",
+    [
+        (lambda x, y: x + y, True),
+        (lambda x, y: keras.ops.relu(2 * x - y) / 3, True),
+        (lambda x, y: x * np.arange(4.0), True),
+        (lambda x, y: x * np.ones([1, 4]), True),
+        # One row for each example of a batch of six.
+        (lambda x, y: x * np.ones([6, 4]), False),
+        # The batch of y is aligned with the second axis of the other.
+        (lambda x, y: x[:, None] * y, False),
+        (lambda x, y: x - keras.ops.mean(x, axis=0), False),
+        (lambda x, y: keras.ops.flip(x, axis=0) + y, False),
+    ],
+)
+def test_elementwise_operations_are_looked_into(function, independent):
+    x, y = keras.Input((4,)), keras.Input((4,))
+    model = keras.Model([x, y], function(x, y))
+    assert examples_are_independent(model) == independent
