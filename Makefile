@@ -30,8 +30,8 @@ format: $(VENV)/.installed
 # the runs. Goes on where it was stopped.
 REPRODUCTION := reproduction
 reproduce: $(VENV)/.installed
-	$(BIN)/python examples/reproduce.py --directory=$(REPRODUCTION) \
-	    --page=docs/reproduction.md
+	$(BIN)/python examples/reproduction/reproduce.py \
+	    --directory=$(REPRODUCTION) --page=docs/reproduction.md
 
 # These two make an environment of their own for PyTorch and the peers.
 benchmark: $(VENV)/.installed

@@ -15,13 +15,13 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from absl import app
 from absl import flags
-import data
 import keras
-import machine
 import numpy as np
 import pandas as pd
-import reports
 import tensorflow as tf
+from workers import data
+from workers import machine
+from workers import reports
 
 import keras_fisher
 from keras_fisher import FisherPenalty

@@ -16,13 +16,13 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from absl import app
 from absl import flags
-import machine
-import networks
 import numpy as np
 import pandas as pd
-import processes
-import reports
-import sides
+from workers import machine
+from workers import networks
+from workers import processes
+from workers import reports
+from workers import sides
 
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each side.", 1)
 _JIT = flags.DEFINE_boolean("jit", True, "Whether to compile with XLA.")

@@ -20,13 +20,13 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from absl import app
 from absl import flags
-import machine
-from networks import NETWORKS
 import numpy as np
 import pandas as pd
-import processes
-import reports
-import sides
+from workers import machine
+from workers import processes
+from workers import reports
+from workers import sides
+from workers.networks import NETWORKS
 
 _ROUNDS = flags.DEFINE_integer("rounds", 11, "Turns of each side.", 3)
 _NETWORKS = flags.DEFINE_multi_enum(

@@ -25,11 +25,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 from absl import app
 from absl import flags
 import keras
-import machine
 import numpy as np
-import processes
-import reports
 import tensorflow as tf
+from workers import machine
+from workers import processes
+from workers import reports
 
 import keras_fisher
 

@@ -27,7 +27,7 @@ def _small(count=200, classes=_CLASSES):
 
 
 def _columns(dataset, batched=False):
-    """Returns labels, noise masks and true labels as arrays."""
+    """Returns labels, noise flags and true labels as arrays."""
     join = np.concatenate if batched else np.stack
     targets = [target for _, target, *_ in dataset.as_numpy_iterator()]
     return tuple(

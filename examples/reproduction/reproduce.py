@@ -3,7 +3,7 @@
 Runs the scripts of the experiments one after the other, in two processes that
 share the runs. Stopped and started again, it goes on where it was.
 
-python examples/reproduce.py --directory=reproduction \
+python examples/reproduction/reproduce.py --directory=reproduction \
         --page=docs/reproduction.md
 """
 

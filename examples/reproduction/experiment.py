@@ -11,20 +11,26 @@ from collections.abc import Sequence
 import dataclasses
 import math
 import os
+import pathlib
 import platform
+import sys
 import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 from absl import flags
-import common
 import keras
 import numpy as np
-import settings
 from sharpness_aware import SharpnessAwareModel
 import tensorflow as tf
 
 import keras_fisher
+
+# Data, networks and the flags of a training are those of examples/; the other
+# modules here take them from this one.
+sys.path.append(str(pathlib.Path(__file__).parents[1]))
+import common
+import settings
 
 # What a run can be trained with beside its loss, each with one strength: α of
 # the penalties, ρ of SAM, the decay, the share of uniform labels, and α of
@@ -193,29 +199,7 @@ def train(run: Run, path: str, jit: bool | str = "auto") -> dict:
     )
     network = common.build_network(run.model, data.input_shape, data.classes)
     trainer = _trainer(run, network)
-    # Mixed and smoothed labels are distributions over classes.
-    has_soft_labels = run.method in ("label smoothing", "mixup")
-    smoothing = run.strength if run.method == "label smoothing" else 0.0
-    decay = run.strength if run.method == "weight decay" else None
-    trainer.compile(
-        keras.optimizers.SGD(
-            run.learning_rate, momentum=run.momentum, weight_decay=decay
-        ),
-        keras.losses.CategoricalCrossentropy(
-            from_logits=True, label_smoothing=smoothing
-        )
-        if has_soft_labels
-        else keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
-        jit_compile=jit,
-        steps_per_execution=len(data.train),
-    )
-    batches = data.train.map(_given_label)
-    if has_soft_labels:
-        batches = batches.map(lambda x, y: (x, tf.one_hot(y, data.classes)))
-    if run.method == "mixup":
-        batches = _mixed(batches, run.strength, run.seed)
-
+    _compile(trainer, run, jit, steps_per_execution=len(data.train))
     watch = Watch(network, data, run, jit)
     callbacks = [watch, keras.callbacks.TerminateOnNaN()]
     early = None
@@ -225,7 +209,7 @@ def train(run: Run, path: str, jit: bool | str = "auto") -> dict:
         )
         callbacks.append(early)
     trainer.fit(
-        batches.prefetch(tf.data.AUTOTUNE),
+        _batches(data, run),
         epochs=run.epochs,
         callbacks=callbacks,
         shuffle=False,  # the data set does
@@ -311,6 +295,39 @@ def _trainer(run: Run, network: keras.Model) -> keras.Model:
     return keras_fisher.FisherModel(
         network, penalty, trace_every=4, seed=run.seed
     )
+
+
+def _has_soft_labels(run: Run) -> bool:
+    """Whether labels are distributions over classes: mixed or smoothed."""
+    return run.method in ("label smoothing", "mixup")
+
+
+def _compile(trainer: keras.Model, run: Run, jit: bool | str, **kwargs) -> None:
+    decay = run.strength if run.method == "weight decay" else None
+    smoothing = run.strength if run.method == "label smoothing" else 0.0
+    trainer.compile(
+        keras.optimizers.SGD(
+            run.learning_rate, momentum=run.momentum, weight_decay=decay
+        ),
+        keras.losses.CategoricalCrossentropy(
+            from_logits=True, label_smoothing=smoothing
+        )
+        if _has_soft_labels(run)
+        else keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+        jit_compile=jit,
+        **kwargs,
+    )
+
+
+def _batches(data, run: Run) -> tf.data.Dataset:
+    """The batches to train on, with labels as the method takes them."""
+    batches = data.train.map(_given_label)
+    if _has_soft_labels(run):
+        batches = batches.map(lambda x, y: (x, tf.one_hot(y, data.classes)))
+    if run.method == "mixup":
+        batches = _mixed(batches, run.strength, run.seed)
+    return batches.prefetch(tf.data.AUTOTUNE)
 
 
 def _given_label(x, y):

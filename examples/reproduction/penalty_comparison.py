@@ -4,7 +4,7 @@ With a small learning rate and with the best one: no penalty, the penalties
 of the paper (GP_x, GP, GP_r, FP), and SAM, weight decay, label smoothing and
 mixup. Learning rate and strengths are chosen on held-out training data.
 
-python examples/penalty_comparison.py --jit=true
+python examples/reproduction/penalty_comparison.py --jit=true
 """
 
 from __future__ import annotations

@@ -3,9 +3,10 @@
 Trains with every learning rate and every batch size, without a penalty, and
 compares TrF_i and the peak of Tr(F) with the final test accuracy.
 
-python examples/learning_rate_sweep.py --jit=true
-python examples/learning_rate_sweep.py --jit=true --name=batch_size_sweep \
-        --learning_rates=0.03 --batch_sizes=32,64,128,256,512
+python examples/reproduction/learning_rate_sweep.py --jit=true
+python examples/reproduction/learning_rate_sweep.py --jit=true \
+        --name=batch_size_sweep --learning_rates=0.03 \
+        --batch_sizes=32,64,128,256,512
 """
 
 from __future__ import annotations

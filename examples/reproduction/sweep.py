@@ -20,12 +20,12 @@ import os
 import threading
 import time
 
-import common
 import experiment
 from experiment import Run
+from experiment import common
+from experiment import settings
 import keras
 import pandas as pd
-import settings
 import tensorflow as tf
 
 _SECONDS_BETWEEN_LOOKS = 1.0

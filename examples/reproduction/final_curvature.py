@@ -3,7 +3,7 @@
 Trains with several learning rates, without a penalty and with FP, and
 compares TrF_i with Tr(H) and Tr(F) of the trained networks on training data.
 
-python examples/final_curvature.py --jit=true
+python examples/reproduction/final_curvature.py --jit=true
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import os
 
 from absl import app
 from absl import flags
-import common
 import experiment
+from experiment import common
 import keras
 import pandas as pd
 import report

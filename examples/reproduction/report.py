@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 import os
 
-import common
+from experiment import common
 import matplotlib
 import pandas as pd
 import seaborn

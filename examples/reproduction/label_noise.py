@@ -4,7 +4,7 @@ Trains on labels of which a share is drawn anew, without a penalty and with
 several, and follows the accuracy on clean and on noisy examples and Tr(F) on
 both. Strengths are chosen on held-out, equally noisy, training data.
 
-python examples/label_noise.py --jit=true
+python examples/reproduction/label_noise.py --jit=true
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Trains with FP from several optimizer steps on, and without it.
 
-python examples/delayed_penalty.py --jit=true
+python examples/reproduction/delayed_penalty.py --jit=true
 """
 
 from __future__ import annotations

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import pathlib
 import re
-import sys
 
+import experiments
 import pandas as pd
 import pytest
-
-_ROOT = pathlib.Path(__file__).parent.parent
-sys.path.insert(0, str(_ROOT / "examples"))
-
 import reproduce
 
-_PAGE = _ROOT / "docs" / "reproduction.md"
+_PAGE = experiments.ROOT / "docs" / "reproduction.md"
 _TABLES = sorted(_PAGE.with_suffix("").glob("*.md"))
 
 
@@ -56,7 +52,7 @@ def test_every_command_of_the_page_is_one_of_make_reproduce():
     commands = {
         tuple(line.split())
         for line in re.findall(
-            r"^python examples/(.*--jit=true.*)$", text, re.M
+            r"^python examples/reproduction/(.*--jit=true.*)$", text, re.M
         )
     }
     known = {(s, "--jit=true", *a) for s, *a in reproduce.COMMANDS}

@@ -9,8 +9,8 @@ import platform
 import shlex
 import sys
 
-import machine
-import processes
+from workers import machine
+from workers import processes
 
 
 def command() -> str:

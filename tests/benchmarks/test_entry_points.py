@@ -1,0 +1,60 @@
+"""The benchmarks start, from wherever they are called."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+_ROOT = pathlib.Path(__file__).parents[2]
+_SCRIPTS = sorted((_ROOT / "benchmarks").glob("*.py"))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(
+            path,
+            marks=() if path.stem == "steps" else pytest.mark.slow,
+            id=path.stem,
+        )
+        for path in _SCRIPTS
+    ],
+)
+def test_help_explains_the_flags(path, tmp_path):
+    result = subprocess.run(
+        [sys.executable, path, "--help"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(_ROOT)},
+        check=False,
+    )
+    assert "(default:" in result.stdout, result.stderr
+
+
+@pytest.mark.slow
+def test_steps_are_timed_beside_plain_keras(tmp_path):
+    result = subprocess.run(
+        [
+            sys.executable,
+            _ROOT / "benchmarks" / "steps.py",
+            "--network=MLP 784-512-512-512-10",
+            "--side=FP every 1",
+            "--rounds=3",
+            "--nopeers",
+            f"--output_dir={tmp_path}",
+        ],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(_ROOT)},
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    table = (tmp_path / "steps.md").read_text("utf-8")
+    assert "| keras.Model |" in table and "| FP every 1 |" in table, table
+    assert (tmp_path / "steps.png").stat().st_size > 1000

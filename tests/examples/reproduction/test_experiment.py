@@ -1,0 +1,82 @@
+"""One training run of an experiment."""
+
+from __future__ import annotations
+
+import json
+
+import common
+import experiment
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+
+@pytest.mark.parametrize(
+    "method, strength",
+    [("none", 0.0), ("FP", 0.1), ("SAM", 0.05), ("mixup", 0.4)],
+)
+def test_a_result_is_that_of_the_saved_network(tmp_path, method, strength):
+    run = experiment.from_flags(
+        learning_rate=0.05, method=method, strength=strength, label_noise=0.3
+    )
+    path = str(tmp_path / "network.keras")
+    result = experiment.train(run, path)
+    json.dumps(result)
+    network = keras.models.load_model(path)
+    data = common.load_data("digits", 256, label_noise=0.3)
+    predicted, given, true = [], [], []
+    for x, y in data.examples.as_numpy_iterator():
+        predicted.append(np.argmax(network(x), axis=-1))
+        given.append(y["label"])
+        true.append(y["true_label"])
+    predicted, given, true = map(np.concatenate, (predicted, given, true))
+    noisy = given != true
+    expected = {
+        "train_accuracy": np.mean(predicted == given),
+        "clean_accuracy": np.mean((predicted == given)[~noisy]),
+        "noisy_accuracy": np.mean((predicted == given)[noisy]),
+        "recovered_accuracy": np.mean((predicted == true)[noisy]),
+    }
+    for name, value in expected.items():
+        assert result[name] == pytest.approx(value, abs=1e-6), name
+    x, y = next(data.test.unbatch().batch(10_000).as_numpy_iterator())
+    accuracy = np.mean(np.argmax(network(x), axis=-1) == y)
+    assert result["test_accuracy"] == pytest.approx(accuracy, abs=1e-6)
+    assert [row["epoch"] for row in result["history"]] == [1, 2]
+    traces = [row["trace"] for row in result["history"]]
+    assert result["peak_trace"] == max(traces) > 0
+
+
+@pytest.mark.slow
+def test_methods_do_what_they_are_called(tmp_path):
+    def weights(method, strength=0.0):
+        run = experiment.from_flags(
+            learning_rate=0.05, method=method, strength=strength
+        )
+        path = str(tmp_path / "network.keras")
+        experiment.train(run, path)
+        return keras.models.load_model(path).get_weights()
+
+    plain = weights("none")
+    for method in set(experiment.METHODS) - {"none", "mixup"}:
+        # Of almost no strength they are almost nothing, but not nothing.
+        weak, strong = weights(method, 1e-4), weights(method, 0.5)
+        near = max(np.abs(a - b).max() for a, b in zip(weak, plain))
+        far = max(np.abs(a - b).max() for a, b in zip(strong, plain))
+        assert 0 < near < 0.2 * far, (method, near, far)
+
+
+@pytest.mark.parametrize("shape", [(16, 12, 2), (16, 6, 6, 2)])
+def test_mixup_mixes_inputs_and_labels_with_the_same_weights(shape):
+    x = np.random.default_rng(0).normal(size=shape).astype("float32")
+    y = np.eye(16, dtype="float32")
+    batches = tf.data.Dataset.from_tensors((x, y))
+    mixed, labels = next(
+        experiment._mixed(batches, 1.0, seed=3).as_numpy_iterator()
+    )
+    np.testing.assert_allclose(labels.sum(axis=1), 1, rtol=1e-6)
+    assert (labels.max(axis=1) < 0.95).sum() >= 4, labels.max(axis=1)
+    # A label says which examples an input is made of, and how much of each.
+    expected = np.tensordot(labels, x, axes=1)
+    np.testing.assert_allclose(mixed, expected, rtol=1e-4, atol=1e-5)

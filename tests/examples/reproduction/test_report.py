@@ -1,0 +1,24 @@
+"""Tables of the experiments."""
+
+from __future__ import annotations
+
+import pandas as pd
+import report
+
+
+def test_tables_have_means_with_standard_errors():
+    frame = pd.DataFrame(
+        {"kind": ["b", "b", "a"], "accuracy": [0.5, 0.7, 0.25]}
+    )
+    rows = report.table(
+        frame,
+        ["kind"],
+        {
+            "percent": ("accuracy", report.percent),
+            "number": ("accuracy", report.number),
+        },
+    )
+    assert rows.to_numpy().tolist() == [
+        ["b", "60.0 ± 10.0", "0.6 ± 0.1"],
+        ["a", "25.0", "0.25"],
+    ]

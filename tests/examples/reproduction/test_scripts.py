@@ -1,0 +1,89 @@
+"""The paper's scripts, run as a person runs them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import experiments
+import pandas as pd
+import pytest
+
+_SCRIPTS = (
+    "learning_rate_sweep",
+    "penalty_comparison",
+    "label_noise",
+    "delayed_penalty",
+    "final_curvature",
+)
+
+
+@pytest.mark.parametrize(
+    "script, flag, said",
+    [
+        ("learning_rate_sweep", "--learning_rates=0.1,0.1", "different"),
+        ("learning_rate_sweep", "--batch_sizes=0", "at least 1"),
+        ("penalty_comparison", "--strengths=FP", "METHOD:NUMBER"),
+        ("penalty_comparison", "--strengths=XY:0.1", "METHOD:NUMBER"),
+        ("label_noise", "--label_noise=1.5", "label_noise"),
+        ("delayed_penalty", "--starts=-1", "at least 0"),
+        ("final_curvature", "--learning_rates=nan", "above 0"),
+    ],
+)
+@pytest.mark.slow
+def test_wrong_values_are_refused_before_anything_trains(
+    tmp_path, script, flag, said
+):
+    result = _script(script, flag, f"--output_dir={tmp_path}/out")
+    assert result.returncode == 1
+    assert said in result.stderr, result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        *_SCRIPTS[:1],
+        *(pytest.param(name, marks=pytest.mark.slow) for name in _SCRIPTS[1:]),
+    ],
+)
+def test_help_explains_the_flags(script):
+    """Also those of the modules that scripts share."""
+    result = _script(script, "--help")
+    for flag in "dataset", "epochs", "seeds", "jit", "output_dir":
+        assert f"--{flag}" in result.stdout.replace("[no]", ""), flag
+
+
+def _script(name, *arguments):
+    return subprocess.run(
+        [
+            sys.executable,
+            str(experiments.SCRIPTS / f"{name}.py"),
+            *arguments,
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(experiments.ROOT)},
+    )
+
+
+@pytest.mark.slow
+def test_every_script_ends_with_a_table_and_a_figure(tmp_path):
+    shared = [*experiments.QUICK, "--seeds=2", f"--output_dir={tmp_path}"]
+    few = ["--strengths=FP:0.1,1", "--strengths=SAM:0.1"]
+    rates = "--learning_rates=0.05,0.1"
+    for script, *arguments in (
+        ("learning_rate_sweep", rates),
+        ("penalty_comparison", rates, *few),
+        ("label_noise", *few),
+        ("delayed_penalty", "--starts=0,6"),
+        ("final_curvature", rates, "--examples=64"),
+    ):
+        result = _script(script, *shared, *arguments)
+        assert result.returncode == 0, result.stderr
+        table = (tmp_path / f"{script}.md").read_text()
+        assert table in result.stdout
+        assert (tmp_path / f"{script}.png").stat().st_size > 10_000
+        assert len(pd.read_csv(tmp_path / f"{script}.csv")) >= 4

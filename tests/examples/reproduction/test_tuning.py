@@ -1,0 +1,33 @@
+"""The strength of a method is chosen on held-out data."""
+
+from __future__ import annotations
+
+import experiment
+import experiments
+import tuning
+
+
+def test_the_strength_that_validates_best_is_chosen(monkeypatch):
+    validation = {("FP", 0.1): 0.5, ("FP", 1.0): 0.7, ("GP", 0.2): 0.1}
+    seen = []
+
+    def train(run, path):
+        seen.append(run)
+        return experiments.result(validation[run.method, run.strength])
+
+    experiments.train_by(monkeypatch, train)
+    plain = [experiment.from_flags(learning_rate=rate) for rate in (0.1, 0.2)]
+    runs, tried = tuning.chosen(
+        plain, {"FP": (0.1, 1.0), "GP": (0.2,)}, "choosing"
+    )
+    assert {run.holdout for run in seen} == {0.2}
+    assert [
+        (run.learning_rate, run.method, run.strength, run.holdout)
+        for run in runs
+    ] == [
+        (rate, method, strength, 0)
+        for rate in (0.1, 0.2)
+        for method, strength in (("FP", 1.0), ("GP", 0.2))
+    ]
+    texts = tuning.tried_table(tried)["strength: validation accuracy (%)"]
+    assert texts.tolist() == ["0.1: 50.0, 1: 70.0", "0.2: 10.0"] * 2

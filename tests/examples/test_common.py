@@ -1,0 +1,39 @@
+"""What the example scripts share."""
+
+from __future__ import annotations
+
+import common
+import pytest
+import tensorflow as tf
+
+
+def test_no_reader_fills_the_cache_and_stops_early():
+    read = []
+
+    def examples():
+        for i in range(20):
+            read.append(i)
+            yield i
+
+    spec = tf.TensorSpec((), tf.int64)
+    dataset = tf.data.Dataset.from_generator(examples, output_signature=spec)
+    cached = common._cached(dataset)
+    assert read == [*range(20)]
+    assert len([*cached.take(3)]) == 3
+    assert [*cached.as_numpy_iterator()] == [*range(20)]
+    assert len(read) == 20, "read again"
+
+
+def test_held_out_examples_are_of_the_training_set():
+    whole = common.load_data("digits", 64)
+    parts = common.load_data("digits", 64, holdout=0.25)
+
+    def examples(batches):
+        return {x.tobytes() for x, _ in batches.unbatch().as_numpy_iterator()}
+
+    kept, held_out = examples(parts.examples), examples(parts.test)
+    assert kept | held_out == examples(whole.examples)
+    share = len(held_out) / len(kept | held_out)
+    assert share == pytest.approx(0.25, abs=0.01)
+    assert not kept & held_out
+    assert not held_out & examples(whole.test)

@@ -1,0 +1,100 @@
+"""The training script, run as a person runs it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import clusters
+import pytest
+import scripts
+from tensorboard.backend.event_processing import event_accumulator
+
+from keras_fisher._tensorboard import event_files
+
+
+def test_train_writes_the_trace_at_its_true_steps(data_dir, tmp_path):
+    result = scripts.run(
+        "train.py",
+        "--dataset=digits",
+        "--penalty=fisher",
+        "--every=10",
+        "--trace_every=4",
+        "--label_noise=0.4",
+        "--epochs=2",
+        "--steps_per_execution=5",
+        f"--log_dir={tmp_path}",
+        data_dir=data_dir,
+    )
+    assert result.returncode == 0, result.stderr
+    for name in ("fisher_trace", "fisher_penalty", "noisy_accuracy"):
+        assert name in result.stdout
+    assert 0 < scripts.final_accuracy(result.stdout) < 100
+    events = event_accumulator.EventAccumulator(str(tmp_path / "train"))
+    events.Reload()
+    steps = [e.step for e in events.Tensors("fisher/trace")]
+    assert steps == [0, 4, 8, 10, 12, 16, 20]  # of 11 a pass, 22 in all
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flag", ["--steps_per_execution=2", "--jit=true"])
+def test_what_replicas_cannot_do_is_refused(flag, data_dir):
+    result = scripts.run(
+        "train.py", "--strategy=mirrored", flag, data_dir=data_dir
+    )
+    assert result.returncode != 0
+    assert "leave both out" in result.stderr
+    assert "Epoch" not in result.stdout
+
+
+def test_train_by_replicas_learns(data_dir):
+    result = scripts.run(
+        "train.py",
+        "--model=mlp",
+        "--dataset=digits",
+        "--penalty=fisher",
+        "--epochs=3",
+        "--strategy=mirrored",
+        "--cpu_devices=2",
+        data_dir=data_dir,
+    )
+    assert result.returncode == 0, result.stderr
+    accuracy = scripts.final_accuracy(result.stdout)
+    assert accuracy > 50, f"{accuracy} %, where guessing gives 10 %"
+
+
+@pytest.mark.slow
+def test_train_by_two_workers(data_dir, tmp_path):
+    flags = [
+        "--model=mlp",
+        "--dataset=digits",
+        "--epochs=1",
+        "--penalty=fisher",
+        "--strategy=multi_worker",
+        f"--log_dir={tmp_path}",
+    ]
+    scripts.run("train.py", *flags[:3], data_dir=data_dir)  # prepares the data
+
+    def start(config):
+        environment = {
+            "TF_CONFIG": config,
+            "TFDS_DATA_DIR": str(data_dir),
+        }
+        return subprocess.Popen(
+            [sys.executable, str(scripts.ROOT / "examples/train.py"), *flags],
+            env=os.environ | environment | {"PYTHONPATH": str(scripts.ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    workers = [start(config) for config in clusters.cluster(2)]
+    outputs = [worker.communicate(timeout=300)[0] for worker in workers]
+    for worker, output in zip(workers, outputs):
+        assert worker.returncode == 0, output[-3000:]
+    first, second = map(scripts.final_accuracy, outputs)
+    assert first == second
+    points = event_files.scalars(str(tmp_path / "train"))
+    steps = [p.step for p in points if p.tag == "fisher/trace"]
+    assert steps == list(range(11))

@@ -1,0 +1,33 @@
+"""The example scripts in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def run(script, *flags, data_dir):
+    """Runs an example script in a directory, which its data are kept in."""
+    environment = {
+        **os.environ,
+        "TFDS_DATA_DIR": str(data_dir),
+        "PYTHONPATH": str(ROOT),
+    }
+    return subprocess.run(
+        [sys.executable, str(ROOT / "examples" / script), *flags],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=data_dir,
+        check=False,
+    )
+
+
+def final_accuracy(output):
+    """The test accuracy that a script has printed last, in percent."""
+    return float(re.findall(r"Test accuracy: ([\d.]+) %", output)[-1])
