@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Iterable
 
 import pytest
+import tensorflow as tf
 
 from keras_fisher import FisherPenalty
 from keras_fisher import penalties
 
-# One of each kind of part, schedule and method.
+MODES = ("eager", "graph", "xla")
+# One of each kind of subset, schedule and method.
 FISHER_PENALTIES = [
     FisherPenalty(0.3),
     FisherPenalty(0.3, fraction=0.5),
@@ -24,6 +27,18 @@ def name_of_penalty(penalty: penalties.Penalty) -> str:
     """Its class, and what tells it from others."""
     name = type(penalty).__name__
     return f"{name}{penalty.every}{penalty.method[0]}"
+
+
+def compiled(function: Callable, mode: str, signature=None) -> Callable:
+    """The function in one of `MODES`."""
+    if mode == "eager":
+        return function
+    return tf.function(
+        function,
+        input_signature=signature,
+        jit_compile=mode == "xla",
+        autograph=False,
+    )
 
 
 def in_turns(values: Iterable, modes=("graph", "xla", "eager"), name=str):

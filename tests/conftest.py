@@ -35,7 +35,7 @@ def _fresh_keras():
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Counts random cases of `test_fuzzing`, kills of `test_interruption`."""
+    """Counts random cases of fuzzing, kills of `test_interruption`."""
     counts = {"random_cases": [], "kills": []}
     for reports in terminalreporter.stats.values():
         for report in reports:

@@ -86,6 +86,14 @@ class Network(NamedTuple):
     def is_integer(self) -> bool:
         return self.embedding != ""
 
+    @property
+    def treats_examples_alone(self) -> bool:
+        """Whether each example is computed by itself, without a mask.
+
+        A subset of the batch may then run apart, with random masks of its own.
+        """
+        return not self.has("batch_norm") and self.embedding != "masked"
+
     def has(self, kind: str) -> bool:
         return any(block.kind == kind for block in self.blocks)
 
@@ -184,57 +192,11 @@ def build(network: Network) -> keras.Model:
 
 def _applied(block: Block, x):
     kind, size, activation = block
-    axes, channels = len(x.shape) - 1, x.shape[-1]
-
-    def of_rank(one, two):
-        return one if axes == 2 else two
+    channels = x.shape[-1]
 
     def dense(units=size):
         return layers.Dense(units, activation)
 
-    def then_activation(layer):
-        return layers.Activation(activation)(layer(x))
-
-    if kind == "dense":
-        return dense()(x)
-    if kind == "conv":
-        conv = of_rank(layers.Conv1D, layers.Conv2D)
-        return conv(
-            size,
-            1 + size % 3,
-            strides=1 + size // 4,
-            padding="same",
-            activation=activation,
-        )(x)
-    if kind == "transposed":
-        return layers.Conv1DTranspose(2, 2, 2, activation=activation)(x)
-    if kind == "depthwise":
-        return layers.DepthwiseConv2D(2, padding="same", activation=activation)(
-            x
-        )
-    if kind == "separable":
-        return layers.SeparableConv2D(
-            size, 2, padding="same", activation=activation
-        )(x)
-    if kind == "batch_norm":
-        return then_activation(layers.BatchNormalization())
-    if kind == "layer_norm":
-        return then_activation(layers.LayerNormalization())
-    if kind == "group_norm":
-        groups = math.gcd(size, channels)
-        return then_activation(layers.GroupNormalization(groups))
-    if kind == "dropout":
-        return layers.Dropout(0.3, seed=size)(x)
-    if kind == "max_pooling":
-        pool = of_rank(layers.MaxPooling1D, layers.MaxPooling2D)
-        return pool(2, strides=1 + size % 2, padding="same")(x)
-    if kind == "average_pooling":
-        pool = of_rank(layers.AveragePooling1D, layers.AveragePooling2D)
-        return pool(2, strides=1 + size % 2, padding="same")(x)
-    if kind == "lstm":
-        return layers.LSTM(size, return_sequences=True)(x)
-    if kind == "gru":
-        return layers.GRU(size, return_sequences=True)(x)
     if kind == "attention":
         attended = layers.MultiHeadAttention(1 + size % 2, 2)(x, x)
         return layers.Add()([x, attended])
@@ -248,8 +210,59 @@ def _applied(block: Block, x):
     if kind == "rematerialized":
         block = keras.Sequential(inside)
         return keras_fisher.layers.Rematerialization(block)(x)
-    assert kind == "nested", kind
-    return keras.Sequential([*inside, layers.Dropout(0.2, seed=size)])(x)
+    if kind == "nested":
+        dropout = layers.Dropout(0.2, seed=size)
+        return keras.Sequential([*inside, dropout])(x)
+    x = _layer_of(block, axes=len(x.shape) - 1, channels=channels)(x)
+    if kind.endswith("_norm"):
+        x = layers.Activation(activation)(x)
+    return x
+
+
+def _layer_of(block: Block, axes: int, channels: int) -> layers.Layer:
+    """The layer that a block is, if it is a single one."""
+    kind, size, activation = block
+
+    def of_rank(one, two):
+        return one if axes == 2 else two
+
+    if kind == "dense":
+        return layers.Dense(size, activation)
+    if kind == "conv":
+        conv = of_rank(layers.Conv1D, layers.Conv2D)
+        return conv(
+            size,
+            1 + size % 3,
+            strides=1 + size // 4,
+            padding="same",
+            activation=activation,
+        )
+    if kind == "transposed":
+        return layers.Conv1DTranspose(2, 2, 2, activation=activation)
+    if kind == "depthwise":
+        return layers.DepthwiseConv2D(2, padding="same", activation=activation)
+    if kind == "separable":
+        return layers.SeparableConv2D(
+            size, 2, padding="same", activation=activation
+        )
+    if kind == "batch_norm":
+        return layers.BatchNormalization()
+    if kind == "layer_norm":
+        return layers.LayerNormalization()
+    if kind == "group_norm":
+        return layers.GroupNormalization(math.gcd(size, channels))
+    if kind == "dropout":
+        return layers.Dropout(0.3, seed=size)
+    if kind == "max_pooling":
+        pool = of_rank(layers.MaxPooling1D, layers.MaxPooling2D)
+        return pool(2, strides=1 + size % 2, padding="same")
+    if kind == "average_pooling":
+        pool = of_rank(layers.AveragePooling1D, layers.AveragePooling2D)
+        return pool(2, strides=1 + size % 2, padding="same")
+    if kind == "lstm":
+        return layers.LSTM(size, return_sequences=True)
+    assert kind == "gru", kind
+    return layers.GRU(size, return_sequences=True)
 
 
 def _ended(end: str, x):
@@ -323,20 +336,20 @@ def loss_of(network: Network) -> keras.losses.Loss:
 
 
 def negative_log_likelihoods(network: Network, y, outputs, mask=None):
-    """-log p(y|x) of each part of each example, of shape `(batch, parts)`.
+    """-log p(y|x) at each position, of shape `(batch, positions)`.
 
     Written without `keras_fisher`; up to constants.
     """
     if network.family == "gaussian":
-        parts = 0.5 * tf.square((y - outputs) / _STDDEV)
+        each = 0.5 * tf.square((y - outputs) / _STDDEV)
     elif network.family == "bernoulli":
-        parts = (
+        each = (
             tf.nn.sigmoid_cross_entropy_with_logits(y, outputs)
             if network.from_logits
             else -tf.math.log(tf.where(y > 0.5, outputs, 1 - outputs))
         )
     else:
-        parts = (
+        each = (
             tf.nn.sparse_softmax_cross_entropy_with_logits(y, outputs)
             if network.from_logits
             else -tf.math.log(
@@ -344,8 +357,8 @@ def negative_log_likelihoods(network: Network, y, outputs, mask=None):
             )
         )[..., None]
     if mask is not None:
-        parts *= tf.cast(mask, parts.dtype)[..., None]
-    return tf.reshape(parts, [parts.shape[0], -1])
+        each *= tf.cast(mask, each.dtype)[..., None]
+    return tf.reshape(each, [each.shape[0], -1])
 
 
 def gradients_of_examples(

@@ -17,8 +17,14 @@ def precise(x) -> tf.Tensor:
 
 
 def times(x: tf.Tensor, factor: float | tf.Tensor) -> tf.Tensor:
-    """X times a factor, in the dtype of x; x itself if the factor is 1."""
-    return x if is_one(factor) else x * tf.cast(factor, x.dtype)
+    """A tensor times a factor, in its dtype; itself if the factor is 1."""
+    if is_one(factor):
+        return x
+    # Not by a cast, which would round a number to single precision first.
+    is_tensor = tf.is_tensor(factor)
+    return x * (
+        tf.cast(factor, x.dtype) if is_tensor else tf.constant(factor, x.dtype)
+    )
 
 
 def is_one(factor: float | tf.Tensor) -> bool:

@@ -69,7 +69,7 @@ def _flat(x: tf.Tensor) -> tf.Tensor:
 
 
 def symbolic_outputs(model: Any) -> Any:
-    """The outputs of a functional model in their structure, else None."""
+    """The outputs of a functional model, one or several, else None."""
     try:
         shapes = model.output_shape
     except (AttributeError, ValueError):

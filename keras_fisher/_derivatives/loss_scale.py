@@ -45,6 +45,6 @@ def fitting(
 
 def unscaled(x: tf.Tensor, scale: float | tf.Tensor) -> tf.Tensor:
     """X without the scale that it carries, in its own dtype."""
-    if dtypes.is_one(scale):
-        return x
-    return dtypes.times(x, 1.0 / tf.cast(scale, x.dtype))
+    if tf.is_tensor(scale):
+        scale = tf.cast(scale, x.dtype)
+    return dtypes.times(x, 1.0 / scale)

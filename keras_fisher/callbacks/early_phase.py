@@ -126,9 +126,10 @@ class EarlyPhase(keras.callbacks.Callback):
         self.crossing = self.threshold if threshold is None else threshold
         self._is_new = not steps
         self._late = False
-        self._warned = False
         for step, trace in zip(steps, traces):
             self._record(step, trace)
+        # It was warned of when it was measured.
+        self._warned = self._has_exploded()
 
     # As a callback.
 
@@ -196,11 +197,12 @@ class EarlyPhase(keras.callbacks.Callback):
         self.traces.append(trace)
         self.peaks.append(max(trace, self.peaks[-1]) if self.peaks else trace)
 
+    def _has_exploded(self) -> bool:
+        return self.warn_above is not None and self.explosion > self.warn_above
+
     def _warn(self, step: int, trace: float) -> None:
         """Says once that Tr(F) has exploded."""
-        if self.warn_above is None or self._warned:
-            return
-        if self.explosion > self.warn_above:
+        if not self._warned and self._has_exploded():
             self._warned = True
             warnings.warn(
                 f"Fisher explosion: Tr(F) has reached {trace:.4g} at step "

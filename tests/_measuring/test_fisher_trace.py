@@ -1,10 +1,11 @@
-"""fisher_trace against enumeration of labels, and its errors against draws."""
+"""Tr(F) of any model on any data."""
 
 from __future__ import annotations
 
 import gc
 import weakref
 
+import enumeration
 import keras
 from keras import layers
 import networks
@@ -13,279 +14,7 @@ import pytest
 import tensorflow as tf
 
 import keras_fisher
-from keras_fisher._measuring import per_example
-from keras_fisher.likelihoods import Bernoulli
 from keras_fisher.likelihoods import Categorical
-from keras_fisher.likelihoods import Gaussian
-
-
-def _network(shape, *body, dtype="float64"):
-    keras.config.set_dtype_policy(dtype)
-    model = keras.Sequential(
-        [keras.Input(shape, dtype=dtype), *[make() for make in body]]
-    )
-    random = np.random.default_rng(1)
-    for variable in model.trainable_variables:
-        variable.assign(0.5 * random.normal(size=variable.shape))
-    x = random.normal(size=(5, *shape)).astype(dtype)
-    return model, x
-
-
-def _hidden():
-    return layers.Dense(4, activation="tanh")
-
-
-def _classifier(classes, activation=None):
-    return _network(
-        (3,), _hidden, lambda: layers.Dense(classes, activation=activation)
-    )
-
-
-def _tokens(classes=4):
-    return _network(
-        (4, 3),
-        lambda: layers.Conv1D(4, 2, padding="same", activation="tanh"),
-        lambda: layers.Dense(classes),
-    )
-
-
-def _segmentation(classes=3):
-    return _network(
-        (3, 2, 2),
-        lambda: layers.Conv2D(3, 2, padding="same", activation="tanh"),
-        lambda: layers.Conv2D(classes, 1),
-    )
-
-
-def _enumerated(model, x, log_probabilities) -> np.ndarray:
-    """Σ_parts Σ_c p_c ‖∇ log p_c‖² of each example and variable.
-
-    Args:
-        model: The network.
-        x: A batch.
-        log_probabilities: Function of the outputs; returns log p of each
-            answer of each part, of shape `(parts, answers)`.
-    """
-    norms = np.zeros([len(x), len(model.trainable_variables)])
-    for i in range(len(x)):
-        with tf.GradientTape(persistent=True) as tape:
-            log_p = log_probabilities(model(x[i : i + 1]))
-            entries = tf.unstack(tf.reshape(log_p, [-1]))
-        for entry in entries:
-            gradients = tape.gradient(entry, model.trainable_variables)
-            norms[i] += np.exp(entry) * np.array(
-                [np.sum(np.square(g)) for g in gradients]
-            )
-    return norms
-
-
-def _log_softmax(outputs):
-    return tf.reshape(tf.nn.log_softmax(outputs), [-1, outputs.shape[-1]])
-
-
-def _log_sigmoid(outputs):
-    logits = tf.reshape(outputs, [-1])
-    return -tf.stack([tf.nn.softplus(-logits), tf.nn.softplus(logits)], -1)
-
-
-def _log(outputs):
-    return tf.math.log(tf.reshape(outputs, [-1, outputs.shape[-1]]))
-
-
-def _log_yes_and_no(outputs):
-    p = tf.reshape(outputs, [-1])
-    return tf.math.log(tf.stack([p, 1 - p], axis=-1))
-
-
-@pytest.mark.parametrize(
-    "make, likelihood, log_probabilities",
-    [
-        pytest.param(
-            lambda: _classifier(2), Categorical(), _log_softmax, id="2"
-        ),
-        pytest.param(
-            lambda: _classifier(10), Categorical(), _log_softmax, id="10"
-        ),
-        pytest.param(
-            lambda: _classifier(100), Categorical(), _log_softmax, id="100"
-        ),
-        pytest.param(
-            lambda: _classifier(10, "softmax"),
-            Categorical(from_logits=False),
-            _log,
-            id="probabilities",
-        ),
-        pytest.param(_tokens, Categorical(), _log_softmax, id="tokens"),
-        pytest.param(
-            _segmentation, Categorical(), _log_softmax, id="segmentation"
-        ),
-        pytest.param(
-            lambda: _classifier(3), Bernoulli(), _log_sigmoid, id="bernoulli"
-        ),
-        pytest.param(
-            lambda: _classifier(3, "sigmoid"),
-            Bernoulli(from_logits=False),
-            _log_yes_and_no,
-            id="bernoulli_probabilities",
-        ),
-        pytest.param(_tokens, Bernoulli(), _log_sigmoid, id="bernoulli_tokens"),
-    ],
-)
-def test_exact_is_the_sum_over_all_labels(make, likelihood, log_probabilities):
-    model, x = make()
-    expected = _enumerated(model, x, log_probabilities)
-
-    def exact(by):
-        return keras_fisher.fisher_trace(
-            model, x, estimator="exact", by=by, likelihood=likelihood
-        )
-
-    by_variable, by_example = exact("variable"), exact("example")
-    np.testing.assert_allclose(
-        list(by_variable.values()), expected.mean(axis=0), rtol=1e-9
-    )
-    np.testing.assert_allclose(by_example, expected.sum(axis=1), rtol=1e-9)
-    assert exact("total").standard_error == 0.0
-
-
-@pytest.mark.parametrize("stddev", [0.5, 2.0])
-def test_exact_of_a_gaussian_is_the_norm_of_the_jacobian(stddev):
-    model, x = _classifier(3)
-    expected = 0.0
-    for i in range(len(x)):
-        with tf.GradientTape() as tape:
-            outputs = model(x[i : i + 1])[0]
-        for jacobian in tape.jacobian(outputs, model.trainable_variables):
-            expected += np.sum(np.square(jacobian)) / stddev**2 / len(x)
-    trace = keras_fisher.fisher_trace(
-        model, x, estimator="exact", likelihood=Gaussian(stddev)
-    )
-    assert trace == pytest.approx(expected, rel=1e-9)
-
-
-@pytest.mark.parametrize("jit_compile", [False, True])
-def test_exact_takes_a_backward_pass_less_than_classes(
-    jit_compile, monkeypatch
-):
-    passes = []
-    correct = per_example.Recording.squared_norms
-
-    def counted(self, *cotangents):
-        passes.append(len(cotangents))
-        return correct(self, *cotangents)
-
-    monkeypatch.setattr(per_example.Recording, "squared_norms", counted)
-    model, x = _classifier(8)
-    model.jit_compile = jit_compile
-    keras_fisher.fisher_trace(
-        model, x, estimator="exact", likelihood="categorical"
-    )
-    # The check takes one; batches of five are cut into pieces of two and one.
-    assert passes == [1, 7, 7]
-
-
-def test_masked_tokens_are_no_part_of_an_example():
-    keras.config.set_dtype_policy("float64")
-    model = keras.Sequential(
-        [
-            keras.Input((4,), dtype="int32"),
-            layers.Embedding(5, 3, mask_zero=True),
-            layers.Dense(3),
-        ]
-    )
-    x = np.array([[1, 2, 0, 0], [3, 1, 4, 2]])
-
-    def trace(x):
-        return keras_fisher.fisher_trace(
-            model, x, estimator="exact", by="example", likelihood="categorical"
-        )
-
-    alone = trace(x[:1, :2])
-    np.testing.assert_allclose(trace(x)[:1], alone, rtol=1e-9)
-
-
-def _slow(*values):
-    return pytest.param(*values, marks=pytest.mark.slow)
-
-
-@pytest.mark.parametrize(
-    "estimator, num_samples, likelihood",
-    [
-        ("monte_carlo", 1, Categorical()),
-        ("monte_carlo", 5, Gaussian(0.7)),
-        ("batch", 5, Bernoulli()),
-        _slow("monte_carlo", 1, Bernoulli()),
-        _slow("monte_carlo", 1, Gaussian(0.7)),
-        _slow("monte_carlo", 5, Categorical()),
-        _slow("monte_carlo", 5, Bernoulli()),
-        _slow("batch", 5, Categorical()),
-        _slow("batch", 5, Gaussian(0.7)),
-    ],
-    ids=repr,
-)
-def test_errors_are_those_of_other_seeds(estimator, num_samples, likelihood):
-    """Within 4 standard errors of exact; the errors stated are true."""
-    model, _ = _classifier(3)
-    x = np.random.default_rng(2).normal(size=(40, 3))
-    exact = keras_fisher.fisher_trace(
-        model, x, estimator="exact", by="layer", likelihood=likelihood
-    )
-    draws = 200
-    estimates = [
-        keras_fisher.fisher_trace(
-            model,
-            x,
-            estimator=estimator,
-            num_samples=num_samples,
-            by="layer",
-            likelihood=likelihood,
-            seed=seed,
-        )
-        for seed in range(draws)
-    ]
-    for layer in exact:
-        values = np.array([float(e[layer]) for e in estimates])
-        stated = np.sqrt(
-            np.mean([e[layer].standard_error ** 2 for e in estimates])
-        )
-        empirical = values.std(ddof=1)
-        z = (values.mean() - exact[layer]) / (empirical / np.sqrt(draws))
-        assert abs(z) < 4, f"{layer}: {z:.1f} standard errors off"
-        assert 0.75 < stated / empirical < 1.25, (
-            f"{layer}: stated {stated:.3g}, empirical {empirical:.3g}"
-        )
-
-
-@pytest.mark.slow
-def test_errors_of_examples():
-    model, x = _classifier(3)
-    exact = keras_fisher.fisher_trace(
-        model, x, estimator="exact", by="example", likelihood="categorical"
-    )
-    sampled = keras_fisher.fisher_trace(
-        model,
-        x,
-        by="example",
-        likelihood="categorical",
-        num_samples=400,
-        seed=0,
-    )
-    assert sampled.shape == sampled.standard_error.shape == (5,)
-    z = (sampled - exact) / sampled.standard_error
-    assert np.all(np.abs(z) < 4), z
-    one = keras_fisher.fisher_trace(
-        model, x, by="example", likelihood="categorical"
-    )
-    assert np.isnan(one.standard_error).all()
-
-
-def test_batch_with_one_draw_has_no_error_to_tell():
-    model, x = _classifier(3)
-    trace = keras_fisher.fisher_trace(
-        model, x, estimator="batch", likelihood="categorical"
-    )
-    assert trace > 0
-    assert np.isnan(trace.standard_error)
 
 
 @pytest.mark.parametrize("estimator", ["monte_carlo", "exact"])
@@ -316,7 +45,7 @@ def test_parts_sum_to_the_total(estimator):
     "num_samples", [1, 3, pytest.param(70, marks=pytest.mark.slow)]
 )
 def test_the_same_seed_gives_the_same_figure_in_any_batches(num_samples):
-    model, _ = _classifier(3)
+    model, _ = enumeration.classifier(3)
     x = np.random.default_rng(2).normal(size=(11, 3))
 
     def trace(x, **kwargs):
@@ -337,7 +66,7 @@ def test_the_same_seed_gives_the_same_figure_in_any_batches(num_samples):
 
 
 @pytest.mark.parametrize("estimator", ["monte_carlo", "exact", "batch"])
-@pytest.mark.parametrize("dtype", ["float32", _slow("float64")])
+@pytest.mark.parametrize("dtype", ["float32", enumeration.slow("float64")])
 def test_xla_agrees(estimator, dtype):
     model, x = networks.build("conv2d", dtype)
     traces = []
@@ -415,7 +144,7 @@ def test_batch_holds_with_batch_normalization_in_training_mode():
 
 
 def test_takes_what_the_compiled_model_says():
-    model, x = _classifier(3, "softmax")
+    model, x = enumeration.classifier(3, "softmax")
     loss = keras.losses.SparseCategoricalCrossentropy()
     model.compile("sgd", loss)
     expected = keras_fisher.fisher_trace(
@@ -434,7 +163,7 @@ def test_takes_what_the_compiled_model_says():
 
 
 def test_empirical_takes_labels_with_noise_flags_and_from_data_sets():
-    model, x = _classifier(3)
+    model, x = enumeration.classifier(3)
     y = np.arange(5) % 3
     arguments = dict(estimator="empirical", likelihood="categorical")
     expected = keras_fisher.fisher_trace(model, x, y, **arguments)
@@ -481,7 +210,7 @@ def test_changes_nothing_and_needs_no_built_model():
 
 
 def test_follows_weights_and_what_is_trainable():
-    model, x = _classifier(3)
+    model, x = enumeration.classifier(3)
 
     def layers_of_trace():
         return keras_fisher.fisher_trace(
@@ -498,7 +227,7 @@ def test_follows_weights_and_what_is_trainable():
 
 
 def test_a_measured_model_is_not_kept_alive():
-    model, x = _classifier(3)
+    model, x = enumeration.classifier(3)
     keras_fisher.fisher_trace(model, x, likelihood="categorical")
     reference = weakref.ref(model)
     del model
@@ -508,7 +237,7 @@ def test_a_measured_model_is_not_kept_alive():
 
 
 def test_many_batches_show_a_progress_bar(capsys):
-    model, x = _classifier(3)
+    model, x = enumeration.classifier(3)
     arguments = dict(likelihood="categorical", batch_size=1)
     keras_fisher.fisher_trace(model, x, verbose=1, **arguments)
     assert "5/5" in capsys.readouterr().out
@@ -551,7 +280,7 @@ def test_variables_that_share_a_path_are_told_apart():
     ],
 )
 def test_bad_arguments(arguments, message):
-    model, x = _classifier(3)
+    model, x = enumeration.classifier(3)
     with pytest.raises(ValueError, match=message):
         keras_fisher.fisher_trace(
             model, x, **{"likelihood": "categorical", **arguments}
@@ -559,7 +288,7 @@ def test_bad_arguments(arguments, message):
 
 
 def test_bad_models_and_labels():
-    model, x = _classifier(3)
+    model, x = enumeration.classifier(3)
     with pytest.raises(ValueError, match="are not: they range"):
         keras_fisher.fisher_trace(
             model, x, likelihood=Categorical(from_logits=False)

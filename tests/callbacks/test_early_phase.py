@@ -225,10 +225,16 @@ def test_restored_it_is_what_it_was():
 
 
 def test_what_is_restored_does_not_warn_again():
-    early = EarlyPhase(warn_above=2)
+    exploded, calm = EarlyPhase(warn_above=2), EarlyPhase(warn_above=2)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        early.restore([0, 4], [2.0, 6.0])
+        exploded.restore([0, 4], [2.0, 6.0])
+        _run(exploded, [(0.6, [(8, 3.0)]), (0.5, [(10, 9.0)])], start=7)
+        calm.restore([0, 4], [2.0, 3.0])
+    assert exploded.explosion == 4.5
+    with pytest.warns(UserWarning, match="step 10, 4.5 times") as found:
+        _run(calm, [(0.6, [(8, 3.0)]), (0.5, [(10, 9.0)])], start=7)
+    assert len(found) == 1
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from keras import layers
 import numpy as np
 import pytest
 import tensorflow as tf
+import training
 
 import keras_fisher
 from keras_fisher import FisherModel
@@ -20,22 +21,11 @@ from keras_fisher._derivatives import gradients
 from keras_fisher._training.guarded_gradient import GuardedGradient
 from keras_fisher.layers import FisherRegularization
 
-_LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 _MODES = pytest.mark.parametrize(
     "mode", ["graph", pytest.param("xla", marks=pytest.mark.slow), "eager"]
 )
 _HUGE = 1e300  # finite, but not in float32
 _LARGE = 1e25  # finite in float32, but not its square
-
-
-def _network(classes=3, dtype="float32"):
-    return keras.Sequential(
-        [
-            keras.Input((4,)),
-            layers.Dense(5, activation="tanh", dtype=dtype),
-            layers.Dense(classes, dtype=dtype),
-        ]
-    )
 
 
 def _data(count=8, classes=3):
@@ -47,7 +37,7 @@ def _data(count=8, classes=3):
 def _compiled(model, mode="graph", optimizer=None):
     model.compile(
         optimizer or keras.optimizers.SGD(0.1),
-        _LOSS,
+        training.LOSS,
         jit_compile=mode == "xla",
         run_eagerly=mode == "eager",
     )
@@ -56,7 +46,9 @@ def _compiled(model, mode="graph", optimizer=None):
 
 @_MODES
 def test_a_penalty_that_overflows_does_not_reach_the_weights(mode):
-    model = _compiled(FisherModel(_network(), FisherPenalty(_HUGE)), mode)
+    model = _compiled(
+        FisherModel(training.dense_network(), FisherPenalty(_HUGE)), mode
+    )
     before = model.get_weights()
     x, y = _data()
     logs = model.fit(x, y, batch_size=4, epochs=2, verbose=0).history
@@ -69,7 +61,7 @@ def test_a_penalty_that_overflows_does_not_reach_the_weights(mode):
 
 @_MODES
 def test_where_a_gradient_is_stored_the_step_takes_that_of_the_loss(mode):
-    network = _network()
+    network = training.dense_network()
     weights = network.get_weights()
     x, y = _data()
     found, losses = [], []
@@ -86,7 +78,9 @@ def test_where_a_gradient_is_stored_the_step_takes_that_of_the_loss(mode):
 
 
 def test_terminate_on_nan_ends_the_training_with_the_old_weights():
-    model = _compiled(FisherModel(_network(), FisherPenalty(_HUGE)))
+    model = _compiled(
+        FisherModel(training.dense_network(), FisherPenalty(_HUGE))
+    )
     before = model.model.get_weights()
     history = model.fit(
         *_data(),
@@ -110,7 +104,7 @@ def test_a_gradient_that_alone_is_not_finite_is_noticed():
         def call(self, x):
             return bad(x)
 
-    network = keras.Sequential([*_network().layers, Bad()])
+    network = keras.Sequential([*training.dense_network().layers, Bad()])
     network.build((None, 4))
     model = _compiled(FisherModel(network, 0.1))
     before = network.get_weights()
@@ -140,7 +134,7 @@ class _OverflowsBackwards(layers.Layer):
 )
 def test_fit_warns_of_weights_that_its_last_step_has_lost(penalty, mode):
     """A step of Keras's own, whose loss is finite and its gradient is not."""
-    network, inputs = _network(), keras.Input((4,))
+    network, inputs = training.dense_network(), keras.Input((4,))
     network = keras.Model(
         inputs, _OverflowsBackwards()(network(inputs), inputs)
     )
@@ -168,7 +162,7 @@ def test_fit_warns_of_weights_that_its_last_step_has_lost(penalty, mode):
 )
 def test_a_gradient_that_overflows_when_squared_is_left_out(optimizer, every):
     """Each of its entries is finite, but what optimizers make of it is not."""
-    network = _network()
+    network = training.dense_network()
     before = network.get_weights()
     penalty = GradientPenalty(_LARGE, every=every)
     model = _compiled(FisherModel(network, penalty), "eager", optimizer())
@@ -184,14 +178,16 @@ def test_a_gradient_that_overflows_when_squared_is_left_out(optimizer, every):
 
 
 def test_a_finite_penalty_is_not_counted_and_the_loss_is_the_users():
-    model = _compiled(FisherModel(_network(), 0.1))
+    model = _compiled(FisherModel(training.dense_network(), 0.1))
     logs = model.fit(*_data(), batch_size=4, verbose=0).history
     assert logs["fisher_nonfinite"] == [0]
     assert np.isfinite(logs["loss"]).all()
 
 
 def test_the_count_is_saved(tmp_path):
-    model = _compiled(FisherModel(_network(), FisherPenalty(_HUGE)))
+    model = _compiled(
+        FisherModel(training.dense_network(), FisherPenalty(_HUGE))
+    )
     model.fit(*_data(), batch_size=4, verbose=0)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
@@ -208,7 +204,7 @@ def test_the_count_is_saved(tmp_path):
     ids=["huge", "large"],
 )
 def test_loss_scaling_skips_the_step_and_lowers_the_scale(penalty, dtype):
-    network = _network(dtype=dtype)
+    network = training.dense_network(dtype=dtype)
     optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1))
     model = _compiled(
         FisherModel(network, penalty, dtype=dtype),
@@ -227,7 +223,7 @@ def test_loss_scaling_skips_the_step_and_lowers_the_scale(penalty, dtype):
     ("alpha", "every"), [(_HUGE, 1), (_HUGE, 2), (_LARGE, 1)]
 )
 def test_the_layer_leaves_its_penalty_out_and_tells_by_the_loss(alpha, every):
-    network = _network()
+    network = training.dense_network()
     weights = network.get_weights()
     layer = FisherRegularization(network, FisherPenalty(alpha, every=every))
     x = keras.Input((4,))
@@ -247,7 +243,7 @@ def test_the_layer_leaves_its_penalty_out_and_tells_by_the_loss(alpha, every):
 def test_bad_inputs_show_in_the_loss_and_the_count(bad):
     x, y = _data()
     x[1, 2] = bad
-    model = _compiled(FisherModel(_network(), 0.1))
+    model = _compiled(FisherModel(training.dense_network(), 0.1))
     logs = model.fit(x, y, batch_size=8, verbose=0).history
     assert np.isnan(logs["loss"]).all()
     assert logs["fisher_nonfinite"] == [1]
@@ -257,7 +253,7 @@ def test_bad_inputs_show_in_the_loss_and_the_count(bad):
     "bad", [np.nan, pytest.param(np.inf, marks=pytest.mark.slow)]
 )
 def test_bad_inputs_show_in_the_traces(bad):
-    network, (x, y) = _network(), _data()
+    network, (x, y) = training.dense_network(), _data()
     _compiled(network)
     x[1, 2] = bad
     for estimator in ("monte_carlo", "exact", "batch"):
@@ -297,7 +293,7 @@ _BAD = ["nan", "inf", "large inputs", "large weights", "large alpha", "huge"]
 )
 def test_no_weights_are_lost_unseen(bad, index):
     """Neither NaN nor infinite, unless the logs say so."""
-    network, (x, y) = _network(), _data()
+    network, (x, y) = training.dense_network(), _data()
     config = _OF_ALL_KINDS[index].get_config()
     if bad == "nan" or bad == "inf":
         x[-1, 2] = float(bad)
@@ -320,7 +316,7 @@ def test_no_weights_are_lost_unseen(bad, index):
 
 
 def test_exploding_logits_are_penalized_as_far_as_they_are_finite():
-    network = _network()
+    network = training.dense_network()
     kernel = network.layers[-1].kernel
     kernel.assign(1e30 * kernel.value)
     model = _compiled(FisherModel(network, 0.1))
@@ -343,7 +339,7 @@ def test_exploding_logits_are_penalized_as_far_as_they_are_finite():
     ids=lambda p: f"{type(p).__name__}{p.fraction}{p.method[0]}",
 )
 def test_an_empty_batch_has_no_penalty_and_no_trace(penalty):
-    network = _network()
+    network = training.dense_network()
     x, y = tf.zeros([0, 4]), tf.zeros([0], tf.int64)
     likelihood = keras_fisher.likelihoods.Categorical()
 
@@ -383,7 +379,7 @@ def test_an_empty_batch_among_others_changes_nothing(mode):
             ),
         )
 
-    network = _network()
+    network = training.dense_network()
     weights = network.get_weights()
     found, logs = [], []
     for data in (batches(4, 0, 4), batches(4, 4)):
@@ -401,7 +397,7 @@ def test_an_empty_batch_among_others_changes_nothing(mode):
 @pytest.mark.parametrize("classes", [1, 3])
 @pytest.mark.parametrize("count", [1, 3])
 def test_one_example_and_one_class_train(count, classes):
-    network = _network(classes)
+    network = training.dense_network(outputs=classes)
     model = _compiled(FisherModel(network, 0.1))
     logs = model.fit(*_data(count, classes), verbose=0).history
     assert np.isfinite(logs["loss"]).all()
@@ -414,7 +410,7 @@ def test_one_example_and_one_class_train(count, classes):
 
 
 def test_labels_out_of_range_are_refused_before_training():
-    model = _compiled(FisherModel(_network(), 0.1))
+    model = _compiled(FisherModel(training.dense_network(), 0.1))
     x, y = _data()
     for bad in (y - 5, y + 5):
         with pytest.raises(ValueError, match="from 0 to 2"):
@@ -424,7 +420,7 @@ def test_labels_out_of_range_are_refused_before_training():
 def test_labels_out_of_range_in_a_data_set_do_not_pass_unseen():
     x, y = _data()
     dataset = tf.data.Dataset.from_tensor_slices((x, y + 5)).batch(4)
-    model = _compiled(FisherModel(_network(), 0.1))
+    model = _compiled(FisherModel(training.dense_network(), 0.1))
     try:
         logs = model.fit(dataset, verbose=0).history
     except tf.errors.InvalidArgumentError as error:

@@ -9,13 +9,13 @@ from keras import layers
 import numpy as np
 import pytest
 import tensorflow as tf
+import training
 
 import keras_fisher
 from keras_fisher import FisherModel
 from keras_fisher import FisherPenalty
 from keras_fisher import GradientPenalty
 from keras_fisher import likelihoods
-from keras_fisher._common import structures as outputs_lib
 from keras_fisher.layers import FisherRegularization
 from keras_fisher.likelihoods import Bernoulli
 from keras_fisher.likelihoods import Categorical
@@ -24,8 +24,7 @@ from keras_fisher.likelihoods import Joint
 
 _BATCH = 6
 _PARTS = {"a": Categorical(), "b": Gaussian(0.7), "t": Categorical()}
-_LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-_LOSSES = {"a": _LOSS, "b": "mse", "t": _LOSS}
+_LOSSES = {"a": training.LOSS, "b": "mse", "t": training.LOSS}
 
 
 def _network(structure, dtype="float64"):
@@ -193,15 +192,6 @@ def test_hidden_parts_and_outputs_without_labels_add_nothing():
     )
 
 
-def test_joined_outputs_come_apart_again():
-    outputs = {"b": tf.ones([2, 3], tf.float16), "a": tf.zeros([2, 2, 2])}
-    joined = outputs_lib.join(outputs)
-    assert joined.shape == (2, 7)
-    for name, found in outputs_lib.split(joined, outputs).items():
-        assert found.dtype == tf.float32
-        np.testing.assert_array_equal(found, outputs[name])
-
-
 @pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])
 @pytest.mark.parametrize("structure", ["list", "dict"])
 def test_fit_takes_losses_by_name_and_order(structure, jit, tmp_path):
@@ -246,7 +236,7 @@ def test_a_layer_penalizes_several_outputs_as_the_model_does():
     found = []
     for each in (stock, model):
         network.set_weights(weights)
-        each.compile("sgd", [_LOSS, "mse", _LOSS])
+        each.compile("sgd", [training.LOSS, "mse", training.LOSS])
         each.fit(x, y, batch_size=3, shuffle=False, verbose=0)
         found.append(network.get_weights())
     for one, other in zip(*found):
@@ -256,7 +246,7 @@ def test_a_layer_penalizes_several_outputs_as_the_model_does():
 def test_one_loss_counts_for_all_outputs():
     x = keras.Input((2,))
     model = keras.Model(x, [layers.Dense(2)(x), layers.Dense(3)(x)])
-    joint = likelihoods.of_model(_LOSS, model)
+    joint = likelihoods.of_model(training.LOSS, model)
     assert [type(part) for part in joint.likelihoods] == [Categorical] * 2
 
 

@@ -11,6 +11,7 @@ from keras import layers
 import numpy as np
 import pytest
 import tensorflow as tf
+import training
 
 from keras_fisher import FisherModel
 from keras_fisher import FisherPenalty
@@ -27,19 +28,10 @@ _ALPHA = 0.5
 
 
 def _network(dtype="float64"):
-    keras.utils.set_random_seed(1)
     keras.config.set_dtype_policy(dtype)
-    network = keras.Sequential(
-        [
-            keras.Input((5,)),
-            # No batch normalization: on plain tapes its moments have, in
-            # TensorFlow, wrong second derivatives.
-            layers.Dense(4, activation="tanh"),
-            layers.Dense(4, activation="tanh"),
-            layers.Dense(3),
-        ]
-    )
-    return network
+    # No batch normalization: on plain tapes its moments have, in TensorFlow,
+    # wrong second derivatives.
+    return training.dense_network(5, (4, 4), seed=1)
 
 
 def _loss(dtype="float64"):

@@ -8,6 +8,7 @@ import networks
 import numpy as np
 import pytest
 import tensorflow as tf
+import training
 
 from keras_fisher import FisherModel
 from keras_fisher import FisherPenalty
@@ -15,23 +16,7 @@ from keras_fisher import UniformLabelPenalty
 from keras_fisher import likelihoods
 from keras_fisher.layers import FisherRegularization
 
-_RANDOM = np.random.default_rng(0)
-_X = _RANDOM.normal(size=(48, 6)).astype("float32")
-_Y = _RANDOM.integers(0, 3, size=48)
-_LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-
-
-def _network(dropout=True):
-    keras.utils.set_random_seed(1)
-    layers = [
-        keras.Input((6,)),
-        keras.layers.Dense(8),
-        keras.layers.BatchNormalization(),
-        keras.layers.Activation("tanh"),
-        keras.layers.Dropout(0.3, seed=5) if dropout else None,
-        keras.layers.Dense(3),
-    ]
-    return keras.Sequential([layer for layer in layers if layer is not None])
+_X, _Y = training.X[:48], training.Y[:48]
 
 
 def _regularized(network, *args, **kwargs):
@@ -41,7 +26,7 @@ def _regularized(network, *args, **kwargs):
 
 def _fit(model, epochs=2, learning_rate=0.1, **kwargs):
     optimizer = keras.optimizers.SGD(learning_rate)
-    model.compile(optimizer, _LOSS, metrics=["accuracy"], **kwargs)
+    model.compile(optimizer, training.LOSS, metrics=["accuracy"], **kwargs)
     return model.fit(
         _X, _Y, batch_size=8, epochs=epochs, shuffle=False, verbose=0
     ).history
@@ -60,9 +45,11 @@ def _fit(model, epochs=2, learning_rate=0.1, **kwargs):
 def test_around_a_whole_model_it_is_fisher_models_penalty(penalty, mode):
     options = dict(jit_compile=mode == "xla", run_eagerly=mode == "eager")
     dropout = mode != "xla"
-    wrapped = FisherModel(_network(dropout), penalty, trace_every=None, seed=4)
+    wrapped = FisherModel(
+        training.network(dropout=dropout), penalty, trace_every=None, seed=4
+    )
     expected = _fit(wrapped, **options)
-    network = _network(dropout)
+    network = training.network(dropout=dropout)
     logs = _fit(_regularized(network, penalty, seed=4), **options)
     finite_difference = penalty.method == "finite_difference"
     for a, b in zip(network.get_weights(), wrapped.model.get_weights()):
@@ -77,18 +64,22 @@ def test_around_a_whole_model_it_is_fisher_models_penalty(penalty, mode):
 
 
 def test_penalty_is_part_of_the_loss_as_with_any_regularizer():
-    plain = _fit(_network(False), epochs=1, learning_rate=0.0)
-    model = _regularized(_network(False), FisherPenalty(2.0), seed=4)
+    plain = _fit(training.network(dropout=False), epochs=1, learning_rate=0.0)
+    model = _regularized(
+        training.network(dropout=False), FisherPenalty(2.0), seed=4
+    )
     logs = _fit(model, epochs=1, learning_rate=0.0)
     layer = model.layers[-1]
-    twin = FisherModel(_network(False), FisherPenalty(2.0), seed=4)
+    twin = FisherModel(
+        training.network(dropout=False), FisherPenalty(2.0), seed=4
+    )
     seen = []
 
     class Record(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
             seen.append(self.model.measurements.penalty[0])
 
-    twin.compile(keras.optimizers.SGD(0.0), _LOSS)
+    twin.compile(keras.optimizers.SGD(0.0), training.LOSS)
     twin.fit(
         _X, _Y, batch_size=8, shuffle=False, verbose=0, callbacks=[Record()]
     )
@@ -101,7 +92,7 @@ def test_penalty_is_part_of_the_loss_as_with_any_regularizer():
 
 
 def test_out_of_training_it_is_the_wrapped_layer():
-    network = _network()
+    network = training.network()
     model = _regularized(network, 0.1)
     np.testing.assert_array_equal(
         model.predict(_X, verbose=0), network.predict(_X, verbose=0)
@@ -143,7 +134,7 @@ def test_part_of_a_model_gets_the_penalty_of_its_own_variables():
     variables = model.trainable_variables
     assert len(variables) == 4
     gradients = tape.gradient(value, variables)
-    direction = [_RANDOM.normal(size=v.shape) for v in variables]
+    direction = [training.RANDOM.normal(size=v.shape) for v in variables]
     slope = networks.directional_difference(
         lambda: float(loss()), variables, direction
     )
@@ -179,7 +170,7 @@ def test_finite_difference_reaches_the_layers_in_front_of_it(options):
 def test_trace_in_half_precision_is_close_to_single_precision(policy):
     def mean_trace(policy):
         keras.config.set_dtype_policy(policy)
-        network = _network(False)
+        network = training.network(dropout=False)
         layer = FisherRegularization(network, 0.1, seed=2)
         traces = []
         for _ in range(100):
@@ -194,7 +185,7 @@ def test_trace_in_half_precision_is_close_to_single_precision(policy):
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_half_precision_trains(policy):
     keras.config.set_dtype_policy(policy)
-    model = _regularized(_network(), 0.1)
+    model = _regularized(training.network(), 0.1)
     logs = _fit(model, epochs=10)
     assert logs["loss"][-1] < logs["loss"][0]
     if policy == "mixed_float16":
@@ -217,8 +208,8 @@ def test_two_and_two_epochs_through_a_file_equal_four(every, tmp_path):
 
     def compiled():
         keras.utils.clear_session()
-        model = _regularized(_network(), penalty, seed=2)
-        model.compile(keras.optimizers.SGD(0.1, momentum=0.9), _LOSS)
+        model = _regularized(training.network(), penalty, seed=2)
+        model.compile(keras.optimizers.SGD(0.1, momentum=0.9), training.LOSS)
         return model
 
     def fit(model, epochs):
@@ -282,7 +273,7 @@ def test_layers_without_second_derivative_point_to_finite_differences():
 
 
 def test_frozen_layers_add_nothing():
-    layer = FisherRegularization(_network(), 0.1)
+    layer = FisherRegularization(training.network(), 0.1)
     layer.layer.trainable = False
     layer(_X, training=True)
     assert layer.losses == []

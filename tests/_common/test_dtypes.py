@@ -1,0 +1,27 @@
+"""Precision, and factors in it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_fisher._common import dtypes
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("factor", [1 / 3, 2, tf.constant(0.1)])
+def test_a_product_has_the_dtype_and_the_digits_of_the_tensor(dtype, factor):
+    x = tf.constant([1.0, 7.0], dtype)
+    found = dtypes.times(x, factor)
+    assert found.dtype == dtype
+    expected = np.array([1, 7], dtype) * np.asarray(factor, dtype)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_factor_of_one_costs_nothing():
+    x = tf.constant([1.0, 7.0])
+    assert dtypes.times(x, 1) is x
+    assert dtypes.times(x, 1.0) is x
+    # What is not known to be 1 has to be multiplied by.
+    assert not dtypes.is_one(tf.constant(1.0))

@@ -1,0 +1,271 @@
+"""Estimators of Tr(F) against enumeration, and their errors."""
+
+from __future__ import annotations
+
+import enumeration
+import keras
+from keras import layers
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_fisher
+from keras_fisher._measuring import per_example
+from keras_fisher.likelihoods import Bernoulli
+from keras_fisher.likelihoods import Categorical
+from keras_fisher.likelihoods import Gaussian
+
+
+def _tokens(classes=4):
+    return enumeration.network(
+        (4, 3),
+        lambda: layers.Conv1D(4, 2, padding="same", activation="tanh"),
+        lambda: layers.Dense(classes),
+    )
+
+
+def _segmentation(classes=3):
+    return enumeration.network(
+        (3, 2, 2),
+        lambda: layers.Conv2D(3, 2, padding="same", activation="tanh"),
+        lambda: layers.Conv2D(classes, 1),
+    )
+
+
+def _enumerated(model, x, log_probabilities) -> np.ndarray:
+    """Σ_parts Σ_c p_c ‖∇ log p_c‖² of each example and variable.
+
+    Args:
+        model: The network.
+        x: A batch.
+        log_probabilities: Function of the outputs; returns log p of each
+            answer of each part, of shape `(parts, answers)`.
+    """
+    norms = np.zeros([len(x), len(model.trainable_variables)])
+    for i in range(len(x)):
+        with tf.GradientTape(persistent=True) as tape:
+            log_p = log_probabilities(model(x[i : i + 1]))
+            entries = tf.unstack(tf.reshape(log_p, [-1]))
+        for entry in entries:
+            gradients = tape.gradient(entry, model.trainable_variables)
+            norms[i] += np.exp(entry) * np.array(
+                [np.sum(np.square(g)) for g in gradients]
+            )
+    return norms
+
+
+def _log_softmax(outputs):
+    return tf.reshape(tf.nn.log_softmax(outputs), [-1, outputs.shape[-1]])
+
+
+def _log_sigmoid(outputs):
+    logits = tf.reshape(outputs, [-1])
+    return -tf.stack([tf.nn.softplus(-logits), tf.nn.softplus(logits)], -1)
+
+
+def _log(outputs):
+    return tf.math.log(tf.reshape(outputs, [-1, outputs.shape[-1]]))
+
+
+def _log_yes_and_no(outputs):
+    p = tf.reshape(outputs, [-1])
+    return tf.math.log(tf.stack([p, 1 - p], axis=-1))
+
+
+@pytest.mark.parametrize(
+    "make, likelihood, log_probabilities",
+    [
+        pytest.param(
+            lambda: enumeration.classifier(2),
+            Categorical(),
+            _log_softmax,
+            id="2",
+        ),
+        pytest.param(
+            lambda: enumeration.classifier(10),
+            Categorical(),
+            _log_softmax,
+            id="10",
+        ),
+        pytest.param(
+            lambda: enumeration.classifier(100),
+            Categorical(),
+            _log_softmax,
+            id="100",
+        ),
+        pytest.param(
+            lambda: enumeration.classifier(10, "softmax"),
+            Categorical(from_logits=False),
+            _log,
+            id="probabilities",
+        ),
+        pytest.param(_tokens, Categorical(), _log_softmax, id="tokens"),
+        pytest.param(
+            _segmentation, Categorical(), _log_softmax, id="segmentation"
+        ),
+        pytest.param(
+            lambda: enumeration.classifier(3),
+            Bernoulli(),
+            _log_sigmoid,
+            id="bernoulli",
+        ),
+        pytest.param(
+            lambda: enumeration.classifier(3, "sigmoid"),
+            Bernoulli(from_logits=False),
+            _log_yes_and_no,
+            id="bernoulli_probabilities",
+        ),
+        pytest.param(_tokens, Bernoulli(), _log_sigmoid, id="bernoulli_tokens"),
+    ],
+)
+def test_exact_is_the_sum_over_all_labels(make, likelihood, log_probabilities):
+    model, x = make()
+    expected = _enumerated(model, x, log_probabilities)
+
+    def exact(by):
+        return keras_fisher.fisher_trace(
+            model, x, estimator="exact", by=by, likelihood=likelihood
+        )
+
+    by_variable, by_example = exact("variable"), exact("example")
+    np.testing.assert_allclose(
+        list(by_variable.values()), expected.mean(axis=0), rtol=1e-9
+    )
+    np.testing.assert_allclose(by_example, expected.sum(axis=1), rtol=1e-9)
+    assert exact("total").standard_error == 0.0
+
+
+@pytest.mark.parametrize("stddev", [0.5, 2.0])
+def test_exact_of_a_gaussian_is_the_norm_of_the_jacobian(stddev):
+    model, x = enumeration.classifier(3)
+    expected = 0.0
+    for i in range(len(x)):
+        with tf.GradientTape() as tape:
+            outputs = model(x[i : i + 1])[0]
+        for jacobian in tape.jacobian(outputs, model.trainable_variables):
+            expected += np.sum(np.square(jacobian)) / stddev**2 / len(x)
+    trace = keras_fisher.fisher_trace(
+        model, x, estimator="exact", likelihood=Gaussian(stddev)
+    )
+    assert trace == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_exact_takes_a_backward_pass_less_than_classes(
+    jit_compile, monkeypatch
+):
+    passes = []
+    correct = per_example.Recording.squared_norms
+
+    def counted(self, *cotangents):
+        passes.append(len(cotangents))
+        return correct(self, *cotangents)
+
+    monkeypatch.setattr(per_example.Recording, "squared_norms", counted)
+    model, x = enumeration.classifier(8)
+    model.jit_compile = jit_compile
+    keras_fisher.fisher_trace(
+        model, x, estimator="exact", likelihood="categorical"
+    )
+    # The check takes one; batches of five are cut into pieces of two and one.
+    assert passes == [1, 7, 7]
+
+
+def test_masked_tokens_are_no_part_of_an_example():
+    keras.config.set_dtype_policy("float64")
+    model = keras.Sequential(
+        [
+            keras.Input((4,), dtype="int32"),
+            layers.Embedding(5, 3, mask_zero=True),
+            layers.Dense(3),
+        ]
+    )
+    x = np.array([[1, 2, 0, 0], [3, 1, 4, 2]])
+
+    def trace(x):
+        return keras_fisher.fisher_trace(
+            model, x, estimator="exact", by="example", likelihood="categorical"
+        )
+
+    alone = trace(x[:1, :2])
+    np.testing.assert_allclose(trace(x)[:1], alone, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "estimator, num_samples, likelihood",
+    [
+        ("monte_carlo", 1, Categorical()),
+        ("monte_carlo", 5, Gaussian(0.7)),
+        ("batch", 5, Bernoulli()),
+        enumeration.slow("monte_carlo", 1, Bernoulli()),
+        enumeration.slow("monte_carlo", 1, Gaussian(0.7)),
+        enumeration.slow("monte_carlo", 5, Categorical()),
+        enumeration.slow("monte_carlo", 5, Bernoulli()),
+        enumeration.slow("batch", 5, Categorical()),
+        enumeration.slow("batch", 5, Gaussian(0.7)),
+    ],
+    ids=repr,
+)
+def test_errors_are_those_of_other_seeds(estimator, num_samples, likelihood):
+    """Within 4 standard errors of exact; the errors stated are true."""
+    model, _ = enumeration.classifier(3)
+    x = np.random.default_rng(2).normal(size=(40, 3))
+    exact = keras_fisher.fisher_trace(
+        model, x, estimator="exact", by="layer", likelihood=likelihood
+    )
+    draws = 200
+    estimates = [
+        keras_fisher.fisher_trace(
+            model,
+            x,
+            estimator=estimator,
+            num_samples=num_samples,
+            by="layer",
+            likelihood=likelihood,
+            seed=seed,
+        )
+        for seed in range(draws)
+    ]
+    for layer in exact:
+        values = np.array([float(e[layer]) for e in estimates])
+        stated = np.sqrt(
+            np.mean([e[layer].standard_error ** 2 for e in estimates])
+        )
+        empirical = values.std(ddof=1)
+        z = (values.mean() - exact[layer]) / (empirical / np.sqrt(draws))
+        assert abs(z) < 4, f"{layer}: {z:.1f} standard errors off"
+        assert 0.75 < stated / empirical < 1.25, (
+            f"{layer}: stated {stated:.3g}, empirical {empirical:.3g}"
+        )
+
+
+@pytest.mark.slow
+def test_errors_of_examples():
+    model, x = enumeration.classifier(3)
+    exact = keras_fisher.fisher_trace(
+        model, x, estimator="exact", by="example", likelihood="categorical"
+    )
+    sampled = keras_fisher.fisher_trace(
+        model,
+        x,
+        by="example",
+        likelihood="categorical",
+        num_samples=400,
+        seed=0,
+    )
+    assert sampled.shape == sampled.standard_error.shape == (5,)
+    z = (sampled - exact) / sampled.standard_error
+    assert np.all(np.abs(z) < 4), z
+    one = keras_fisher.fisher_trace(
+        model, x, by="example", likelihood="categorical"
+    )
+    assert np.isnan(one.standard_error).all()
+
+
+def test_batch_with_one_draw_has_no_error_to_tell():
+    model, x = enumeration.classifier(3)
+    trace = keras_fisher.fisher_trace(
+        model, x, estimator="batch", likelihood="categorical"
+    )
+    assert trace > 0
+    assert np.isnan(trace.standard_error)

@@ -1,0 +1,119 @@
+"""What `FisherModel` refuses."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import training
+
+from keras_fisher import FisherModel
+from keras_fisher import FisherPenalty
+
+
+@pytest.mark.parametrize("every", [0, -1, 2.5, True])
+def test_bad_trace_every_is_refused(every):
+    with pytest.raises(ValueError, match="trace_every"):
+        FisherModel(training.network(), trace_every=every)
+
+
+def test_only_models_are_wrapped():
+    with pytest.raises(ValueError, match=r"keras\.Model.*Dense"):
+        FisherModel(keras.layers.Dense(3))
+
+
+def test_models_with_their_own_step_are_refused():
+    class Own(training.Subclassed):
+        def train_step(self, data):
+            return {}
+
+    with pytest.raises(ValueError, match="train_step"):
+        FisherModel(Own())
+
+
+def test_unknown_losses_are_refused_by_compile():
+    model = FisherModel(training.network(), 0.1)
+    with pytest.raises(ValueError, match="hinge"):
+        training.compiled(model, "hinge")
+    with pytest.raises(ValueError, match="No likelihood"):
+        training.compiled(model, None)
+    training.compiled(
+        FisherModel(training.network(), trace_every=None), "hinge"
+    )
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+@pytest.mark.parametrize("jit", [False, True])
+def test_labels_out_of_range_are_refused_before_a_step(label, jit):
+    model = training.compiled(
+        FisherModel(training.network(), "gradient"), jit_compile=jit
+    )
+    y = np.append(training.Y[:-1], label)
+    before = training.weights(model.model)
+    for targets in (y, {"label": y, "is_noisy": y > 0}):
+        with pytest.raises(ValueError, match=rf"0 to 2.*{label}"):
+            model.fit(training.X, targets, verbose=0)
+    training.assert_equal(training.weights(model.model), before)
+
+
+def test_frozen_models_are_refused_by_compile():
+    network = training.network()
+    network.trainable = False
+    with pytest.raises(ValueError, match=r"No variable.*trainable=False"):
+        training.compiled(FisherModel(network, 0.1))
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("eager", [False, True])
+def test_outputs_that_are_no_probabilities_are_refused_before_a_step(
+    jit, eager
+):
+    network = training.network()
+    before = training.weights(network)
+    model = training.compiled(
+        FisherModel(network, 0.1),
+        "sparse_categorical_crossentropy",
+        jit_compile=jit and not eager,
+        run_eagerly=eager,
+    )
+    with pytest.raises(ValueError, match="from_logits=True"):
+        training.fit(model)
+    training.assert_equal(training.weights(network), before)
+
+
+def test_layers_without_second_derivative_point_to_finite_differences():
+    def model(method):
+        network = keras.Sequential(
+            [
+                keras.Input((4, 4, 1)),
+                keras.layers.Conv2D(3, 2),
+                keras.layers.UpSampling2D(2, interpolation="bicubic"),
+                keras.layers.Flatten(),
+                keras.layers.Dense(3),
+            ]
+        )
+        return training.compiled(
+            FisherModel(network, FisherPenalty(0.1, method=method))
+        )
+
+    x = training.RANDOM.normal(size=(8, 4, 4, 1))
+    with pytest.raises(ValueError, match=r"finite_difference.*ResizeBicubic"):
+        model("exact").fit(x, training.Y[:8], verbose=0)
+    history = (
+        model("finite_difference").fit(x, training.Y[:8], verbose=0).history
+    )
+    assert history["fisher_penalty"][0] > 0
+
+
+def test_variables_without_gradient_are_refused():
+    class Careless(training.Subclassed):
+        def __init__(self):
+            super().__init__()
+            self.unused = keras.layers.Dense(3, name="unused")
+
+        def call(self, x, training=None):
+            self.unused(x)
+            return super().call(x, training=training)
+
+    with pytest.raises(ValueError, match=r"no gradient.*unused"):
+        training.fit(training.compiled(FisherModel(Careless(), 0.1)))

@@ -1,0 +1,145 @@
+"""Runs that are saved, loaded and resumed."""
+
+from __future__ import annotations
+
+import cases
+import keras
+import numpy as np
+import pytest
+import training
+
+from keras_fisher import FisherModel
+from keras_fisher import FisherPenalty
+from keras_fisher import GradientPenalty
+from keras_fisher import InputGradientPenalty
+from keras_fisher import UniformLabelPenalty
+from keras_fisher import likelihoods
+
+_SAVED_PENALTIES = [
+    FisherPenalty(0.3, fraction=0.5, micro_batch_size=2, start=3),
+    GradientPenalty(0.3, every=3),
+    *cases.slow(
+        [
+            None,
+            FisherPenalty(0.3),
+            FisherPenalty(0.3, every=10),
+            FisherPenalty(0.3, method="finite_difference", exclude=["bias"]),
+            UniformLabelPenalty(0.3),
+            InputGradientPenalty(0.3),
+        ]
+    ),
+]
+
+
+@pytest.mark.parametrize("penalty", _SAVED_PENALTIES, ids=str)
+def test_two_and_two_epochs_through_a_file_equal_four(penalty, tmp_path):
+    def fresh():
+        keras.utils.clear_session()
+        return training.compiled(
+            FisherModel(training.network(), penalty, seed=2)
+        )
+
+    whole = fresh()
+    expected = training.fit(whole, epochs=4).history
+    half = fresh()
+    first = training.fit(half, epochs=2).history
+    path = tmp_path / "model.keras"
+    half.save(path)
+    loaded = keras.models.load_model(path)
+    assert repr(loaded.penalty) == repr(penalty)
+    assert int(loaded.optimizer.iterations) == 14
+    second = training.fit(loaded, epochs=2).history
+    for name in expected:
+        np.testing.assert_array_equal(
+            first[name] + second[name], expected[name], err_msg=name
+        )
+    training.assert_equal(loaded.get_weights(), whole.get_weights())
+
+
+@pytest.mark.parametrize(
+    "likelihood",
+    [
+        likelihoods.Categorical(from_logits=True),
+        likelihoods.Bernoulli(from_logits=True),
+        likelihoods.Gaussian(2.0),
+        "auto",
+    ],
+    ids=str,
+)
+def test_likelihoods_survive_a_file(likelihood, tmp_path):
+    model = FisherModel(training.network(), 0.1, likelihood=likelihood)
+    training.compiled(model)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert repr(loaded.likelihood) == repr(model.likelihood)
+    assert isinstance(loaded.likelihood, likelihoods.Likelihood)
+    assert loaded.jit_compile == model.jit_compile
+    assert loaded.trace_every == 10
+
+
+def test_subclassed_models_survive_a_file(tmp_path):
+    model = training.compiled(FisherModel(training.Subclassed(), 0.1, seed=2))
+    training.fit(model, epochs=1)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(
+        tmp_path / "model.keras",
+        custom_objects={"Subclassed": training.Subclassed},
+    )
+    np.testing.assert_array_equal(
+        loaded.predict(training.X, verbose=0),
+        model.predict(training.X, verbose=0),
+    )
+    training.fit(loaded, epochs=1)
+
+
+def test_weights_resume_in_a_new_model(tmp_path):
+    penalty = FisherPenalty(0.3, every=10)
+    whole = training.compiled(FisherModel(training.network(), penalty, seed=2))
+    expected = training.fit(whole, epochs=2).history
+    half = training.compiled(FisherModel(training.network(), penalty, seed=2))
+    training.fit(half, epochs=1)
+    half.save_weights(tmp_path / "half.weights.h5")
+    again = training.compiled(FisherModel(training.network(), penalty, seed=7))
+    again.optimizer.build(again.trainable_variables)
+    again.load_weights(tmp_path / "half.weights.h5")
+    second = training.fit(again, epochs=1).history
+    assert second["loss"] == expected["loss"][1:]
+    training.assert_equal(
+        training.weights(again.model), training.weights(whole.model)
+    )
+
+
+def test_weights_load_into_a_model_with_another_penalty(tmp_path):
+    plain = training.compiled(FisherModel(training.network(), None))
+    training.fit(plain)
+    plain.save_weights(tmp_path / "plain.weights.h5")
+    other = training.compiled(
+        FisherModel(training.network(), FisherPenalty(0.1, every=10))
+    )
+    other.load_weights(tmp_path / "plain.weights.h5")
+    training.assert_equal(
+        training.weights(other.model), training.weights(plain.model)
+    )
+    training.fit(other)
+
+
+def test_backup_and_restore_resumes(tmp_path):
+    class Interrupt(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 2:
+                raise KeyboardInterrupt
+
+    penalty = FisherPenalty(0.3, every=10)
+    whole = training.compiled(FisherModel(training.network(), penalty, seed=2))
+    training.fit(whole, epochs=4)
+
+    def backup():
+        return keras.callbacks.BackupAndRestore(tmp_path / "backup")
+
+    killed = training.compiled(FisherModel(training.network(), penalty, seed=2))
+    with pytest.raises(KeyboardInterrupt):
+        training.fit(killed, epochs=4, callbacks=[backup(), Interrupt()])
+    again = training.compiled(FisherModel(training.network(), penalty, seed=99))
+    history = training.fit(again, epochs=4, callbacks=[backup()])
+    assert len(history.history["loss"]) == 2
+    training.assert_equal(again.get_weights(), whole.get_weights())
