@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import pathlib
+import re
 import subprocess
 
 import pytest
@@ -120,6 +121,21 @@ def test_the_page_names_every_module():
     page = (_ROOT / "docs" / "architecture.md").read_text("utf-8")
     names = {p.name for p in _MODULES.values()} - {"__init__.py"}
     missing = {name for name in names if name not in page}
+    assert not missing, missing
+
+
+def test_documents_name_files_that_exist():
+    pages = [*_ROOT.glob("*.md"), *_ROOT.glob("docs/*.md")]
+    missing = [
+        (page.name, name)
+        for page in pages
+        for name in re.findall(
+            r"`((?:tests|benchmarks|examples)/[\w/]+\.py)",
+            page.read_text("utf-8"),
+        )
+        if not (_ROOT / name).exists()
+    ]
+    assert len(pages) > 5
     assert not missing, missing
 
 

@@ -200,7 +200,10 @@ class SquaredNorms:
         moved = [
             tf.identity(t)
             if d is None
-            else t + tf.cast(step, t.dtype) * tf.cast(d, t.dtype)
+            # Gradients do not always know their shapes.
+            else tf.ensure_shape(
+                t + tf.cast(step, t.dtype) * tf.cast(d, t.dtype), t.shape
+            )
             for t, d in zip(forward.targets, direction)
         ]
         there, _ = self._gradients(

@@ -13,7 +13,6 @@ import numpy as np
 import tensorflow as tf
 
 from keras_fisher._derivatives import loss_scale
-from keras_fisher._derivatives import second_derivatives
 
 Gradients = list  # of tensors, None where a source is not connected
 
@@ -37,13 +36,7 @@ def vector_jacobian(
         A list with a dense tensor for each source, or None for a source that
         the outputs do not depend on.
     """
-    if any(
-        map(second_derivatives.needs_graph_gradients, tf.nest.flatten(outputs))
-    ):
-        gradients = tf.gradients(outputs, sources, grad_ys=cotangent)
-    else:
-        gradients = tape.gradient(outputs, sources, output_gradients=cotangent)
-    return dense(gradients)
+    return dense(tape.gradient(outputs, sources, output_gradients=cotangent))
 
 
 def dense(gradients: Gradients) -> Gradients:

@@ -1,6 +1,11 @@
-"""Max pooling whose second derivative is right where shapes stay.
+"""Max pooling whose second derivative is right, with and without XLA.
 
-TensorFlow's kernel for the gradient of the gradient writes into the memory of
+XLA's kernel for the gradient of the gradient exists in `float32` alone and
+keeps eight bits of each value. Under XLA the first gradient is written so that
+its own gradient needs no special kernel: it is linear in what comes from above,
+with the places of the maxima as constants. Without XLA, TensorFlow's own
+kernels are several times faster, and exact but for pools that keep the shape.
+Its kernel for the gradient of the gradient writes into the memory of
 what it reads, if that has the shape of its result and nobody else needs it: it
 reads zeros then, in a graph. So it is for pools that keep the shape, by stride
 1 and `"SAME"` padding, or with axes of length 1. Here padding is added before
@@ -10,7 +15,9 @@ the pool, so that its inputs are larger than its outputs.
 from __future__ import annotations
 
 from collections.abc import Callable
+import itertools
 
+import numpy as np
 import tensorflow as tf
 
 
@@ -19,10 +26,7 @@ def exact(own: Callable) -> Callable:
 
     def max_pool(input, ksize, strides, padding, data_format=None, name=None):
         x = tf.convert_to_tensor(input)
-        # The functions differ in what is meant if none is given.
-        options = {"name": name}
-        if data_format is not None:
-            options["data_format"] = data_format
+        options = _options(data_format, name)
         if x.shape.rank is None or not x.dtype.is_floating:
             return own(x, ksize, strides, padding, **options)
         window = _of_all_axes(ksize, x.shape.rank, data_format)
@@ -38,12 +42,109 @@ def exact(own: Callable) -> Callable:
     return max_pool
 
 
-def same_paddings(
-    shape: tf.Tensor, window: list[int], steps: list[int]
+def exact_for_xla(own: Callable) -> Callable:
+    """The same, with a gradient that is made of operations XLA has."""
+
+    def max_pool(input, ksize, strides, padding, data_format=None, name=None):
+        x = tf.convert_to_tensor(input)
+        options = _options(data_format, name)
+        if x.shape.rank is None or not x.dtype.is_floating:
+            return own(x, ksize, strides, padding, **options)
+        rank = x.shape.rank
+        window = _of_all_axes(ksize, rank, data_format)
+        steps = _of_all_axes(strides, rank, data_format)
+
+        @tf.custom_gradient
+        def pooled(x):
+            y = own(x, ksize, strides, padding, **options)
+
+            def backward(above):
+                paddings = _paddings(padding, _shape(x), window, steps)
+                return _to_first_maxima(x, above, window, steps, paddings)
+
+            return y, backward
+
+        return pooled(x)
+
+    return max_pool
+
+
+def _to_first_maxima(
+    x: tf.Tensor,
+    above: tf.Tensor,
+    window: list[int],
+    steps: list[int],
+    paddings: tf.Tensor,
 ) -> tf.Tensor:
+    """Sends each gradient to the first maximum of its window."""
+    padded = tf.pad(tf.stop_gradient(x), paddings, constant_values=x.dtype.min)
+    padded_shape, output_shape = _shape(padded), _shape(above)
+
+    def end(offset):
+        return offset + (output_shape - 1) * steps + 1
+
+    def corner(offset):
+        """The same corner of every window."""
+        values = tf.strided_slice(padded, offset, end(offset), steps)
+        return tf.ensure_shape(values, above.shape)
+
+    offsets = list(itertools.product(*map(range, window)))
+    # Corners are compared with each other, not with the outputs: a compiler
+    # may compute these again with another rounding, and nothing would match.
+    largest = corner(offsets[0])
+    winner = tf.zeros_like(above, tf.int32)
+    for k, offset in enumerate(offsets[1:], start=1):
+        values = corner(offset)
+        better = values > largest
+        winner = tf.where(better, k, winner)
+        largest = tf.where(better, values, largest)
+
+    parts = [
+        tf.raw_ops.StridedSliceGrad(
+            shape=padded_shape,
+            begin=tf.constant(offset),
+            end=end(offset),
+            strides=tf.constant(steps),
+            dy=tf.where(winner == k, above, tf.zeros_like(above)),
+        )
+        for k, offset in enumerate(offsets)
+    ]
+    result = tf.slice(tf.add_n(parts), paddings[:, 0], _shape(x))
+    return tf.ensure_shape(result, x.shape)
+
+
+def _shape(x: tf.Tensor) -> np.ndarray | tf.Tensor:
+    """Numbers, if known: XLA needs those of slices, within loops as well."""
+    if x.shape.is_fully_defined():
+        return np.array(x.shape, np.int32)
+    return tf.shape(x)
+
+
+def _options(data_format: str | None, name: str | None) -> dict:
+    # The functions differ in what is meant if none is given.
+    given = {} if data_format is None else {"data_format": data_format}
+    return {"name": name, **given}
+
+
+def _paddings(padding, shape: tf.Tensor, window, steps) -> tf.Tensor:
+    """What is added to inputs before and after, of shape `(axes, 2)`."""
+    if padding == "SAME":
+        return same_paddings(shape, window, steps)
+    if padding == "VALID":
+        return np.zeros([len(window), 2], np.int32)
+    return np.array(padding, np.int32)
+
+
+def same_paddings(
+    shape: np.ndarray | tf.Tensor, window: list[int], steps: list[int]
+) -> np.ndarray | tf.Tensor:
     """What `"SAME"` adds to inputs before and after, of shape `(axes, 2)`."""
     covered = (-(-shape // steps) - 1) * steps + window
-    total = tf.maximum(covered - shape, 0)
+    total = covered - shape
+    if isinstance(total, np.ndarray):
+        total = np.maximum(total, 0)
+        return np.stack([total // 2, total - total // 2], axis=1)
+    total = tf.maximum(total, 0)
     return tf.stack([total // 2, total - total // 2], axis=1)
 
 

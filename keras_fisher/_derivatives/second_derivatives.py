@@ -1,33 +1,28 @@
-"""Exact second derivatives where TensorFlow's own are not, and faster ones.
+"""Second derivatives where TensorFlow's own are wrong, missing or slow.
 
-Three operations that Keras layers are made of have a wrong second derivative:
+Functions that Keras layers are made of, and what is put in their place:
 
-* Max pooling under XLA, whose kernel for the gradient of its gradient exists
-  in `float32` alone and keeps eight bits of each value. Here the first
-  gradient is written so that its own gradient needs no special kernel: it is
-  linear in what comes from above, with the places of the maxima as constants.
-  TensorFlow reads a replaced gradient from the graph, which `tf.gradients`
-  does and tapes do not; hence `needs_graph_gradients`. Without XLA,
-  TensorFlow's own kernels are exact, and several times faster, but for
-* Max pooling that keeps the shape, in a graph; see `max_pooling`.
-* Moments (batch and group normalization). `tf.nn.moments` holds the mean
-  constant in the variance. That leaves the first derivative as it is, since
-  Σ (x - mean) = 0, but drops a term of the second.
+| function | what is wrong with its second derivative |
+|---|---|
+| `tf.nn.max_pool` under XLA | only in `float32`, and eight bits of each value |
+| `tf.nn.max_pool` that keeps the shape | zero in a graph, see `max_pooling` |
+| `tf.nn.moments` | a term is missing |
+| `tf.nn.softsign` | there is none |
+| `tf.image.resize` | there is none, or it counts as zero |
+| `tf.nn.convolution` | slow without XLA, see `convolutions` |
 
-A fourth, the convolution, is replaced by one with faster derivatives where
-there are any, see `convolutions`.
-
-All are replaced while a forward pass is recorded, and only then. Keras has
-no public way to do this: this module is the one that reaches into TensorFlow,
-and its tests fail if that stops working.
+All are replaced while a forward pass is recorded, and only then, each by a
+function that can be differentiated any number of times. Keras has no public
+way to do this: this module is the one that reaches into TensorFlow, and its
+tests fail if that stops working.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 import contextlib
-import itertools
 import threading
+from types import ModuleType
 
 import tensorflow as tf
 
@@ -36,39 +31,23 @@ from tensorflow.python.ops import control_flow_util
 from tensorflow.python.util import _pywrap_util_port
 
 from keras_fisher._derivatives import convolutions
+from keras_fisher._derivatives import linear_maps
 from keras_fisher._derivatives import max_pooling
-
-_GRADIENT = "KerasFisherMaxPool"
-_POOLS = ("MaxPool", "MaxPool3D")
-# Differentiating one of these on the graph rewrites it behind the back of the
-# tapes that have recorded it, so that second derivatives come out wrong.
-_REWRITTEN = (
-    "While",
-    "StatelessWhile",
-    "If",
-    "StatelessIf",
-    "Case",
-    "StatelessCase",
-    "PartitionedCall",
-    "StatefulPartitionedCall",
-)
 
 
 @contextlib.contextmanager
 def exact():
     """Context for a forward pass that will be differentiated twice."""
+    replacements = [*_ALWAYS]
+    if compiles():
+        replacements += _FOR_XLA
+    else:
+        replacements += _WITHOUT_XLA
+        if _runs_on_eigen():
+            replacements += _FOR_EIGEN
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_exact_moments)
-        if not compiles():
-            for pool in _exact_pools:
-                stack.enter_context(pool)
-            if _runs_on_eigen():
-                stack.enter_context(_fast_convolutions)
-        else:
-            graph = tf.compat.v1.get_default_graph()
-            stack.enter_context(
-                graph.gradient_override_map(dict.fromkeys(_POOLS, _GRADIENT))
-            )
+        for replacement in replacements:
+            stack.enter_context(replacement)
         yield
 
 
@@ -96,23 +75,6 @@ def explained():
         ) from error
 
 
-def needs_graph_gradients(outputs: tf.Tensor) -> bool:
-    """Whether `tf.gradients` has to be used, and can be.
-
-    Args:
-        outputs: Tensor that was computed within `exact()`.
-    """
-    if (
-        not compiles()
-        or _has_many_replicas()
-        # Seen from the body of a loop, `outputs` has no ancestors.
-        or outputs.graph is not tf.compat.v1.get_default_graph()
-    ):
-        return False
-    kinds = _kinds_of_ancestors(outputs.op)
-    return not kinds.isdisjoint(_POOLS) and kinds.isdisjoint(_REWRITTEN)
-
-
 def compiles() -> bool:
     """Whether this is traced for XLA."""
     graph = tf.compat.v1.get_default_graph()
@@ -129,72 +91,6 @@ def _runs_on_eigen() -> bool:
     )
 
 
-def _has_many_replicas() -> bool:
-    return tf.distribute.get_strategy().num_replicas_in_sync > 1
-
-
-def _kinds_of_ancestors(operation: tf.Operation) -> set[str]:
-    seen, waiting = {operation.name}, [operation]
-    kinds = set()
-    while waiting:
-        current = waiting.pop()
-        kinds.add(current.type)
-        for tensor in current.inputs:
-            if tensor.op.name not in seen:
-                seen.add(tensor.op.name)
-                waiting.append(tensor.op)
-    return kinds
-
-
-@tf.RegisterGradient(_GRADIENT)
-def _max_pool_gradient(operation: tf.Operation, gradient: tf.Tensor):
-    """Sends each gradient to the first maximum of its window."""
-    inputs, outputs = operation.inputs[0], operation.outputs[0]
-    window = operation.get_attr("ksize")
-    strides = operation.get_attr("strides")
-    padding = operation.get_attr("padding").decode()
-    input_shape, output_shape = tf.shape(inputs), tf.shape(outputs)
-
-    if padding == "SAME":
-        paddings = max_pooling.same_paddings(input_shape, window, strides)
-    else:
-        paddings = tf.zeros([len(window), 2], tf.int32)
-    padded = tf.pad(inputs, paddings, constant_values=inputs.dtype.min)
-    padded_shape = tf.shape(padded)
-
-    def end(offset):
-        return offset + (output_shape - 1) * strides + 1
-
-    def corner(offset):
-        """The same corner of every window."""
-        values = tf.strided_slice(padded, offset, end(offset), strides)
-        return tf.ensure_shape(values, outputs.shape)
-
-    offsets = list(itertools.product(*map(range, window)))
-    # Corners are compared with each other, not with the outputs: a compiler
-    # may compute these again with another rounding, and nothing would match.
-    largest = corner(offsets[0])
-    winner = tf.zeros_like(outputs, tf.int32)
-    for k, offset in enumerate(offsets[1:], start=1):
-        values = corner(offset)
-        better = values > largest
-        winner = tf.where(better, k, winner)
-        largest = tf.where(better, values, largest)
-
-    parts = [
-        tf.raw_ops.StridedSliceGrad(
-            shape=padded_shape,
-            begin=tf.constant(offset),
-            end=end(offset),
-            strides=tf.constant(strides),
-            dy=tf.where(winner == k, gradient, tf.zeros_like(gradient)),
-        )
-        for k, offset in enumerate(offsets)
-    ]
-    result = tf.slice(tf.add_n(parts), paddings[:, 0], input_shape)
-    return tf.ensure_shape(result, inputs.shape)
-
-
 def _moments(x, axes, shift=None, keepdims=False, name=None):
     """`tf.nn.moments`, with the variance a function of the mean."""
     del shift  # of no effect in TensorFlow either
@@ -209,11 +105,23 @@ def _moments(x, axes, shift=None, keepdims=False, name=None):
         return tf.cast(mean, x.dtype), tf.cast(variance, x.dtype)
 
 
-class _Replacement:
-    """Context that replaces a function of `tf.nn`, in any number of threads."""
+def _softsign(features, name=None):
+    """`tf.nn.softsign`, differentiable wherever |x| is."""
+    x = tf.convert_to_tensor(features)
+    return tf.divide(x, 1 + tf.abs(x), name=name)
 
-    def __init__(self, name: str, function: Callable):
-        self._name, self._function = name, function
+
+class _Replacement:
+    """Context that replaces a function, in any number of threads.
+
+    Args:
+        module: Where the function is.
+        name: What it is called there.
+        function: What to call instead.
+    """
+
+    def __init__(self, module: ModuleType, name: str, function: Callable):
+        self._module, self._name, self._function = module, name, function
         self._lock = threading.Lock()
         self._entered = 0
         self._original = None
@@ -221,20 +129,29 @@ class _Replacement:
     def __enter__(self):
         with self._lock:
             if self._entered == 0:
-                self._original = getattr(tf.nn, self._name)
-                setattr(tf.nn, self._name, self._function)
+                self._original = getattr(self._module, self._name)
+                setattr(self._module, self._name, self._function)
             self._entered += 1
 
     def __exit__(self, *_):
         with self._lock:
             self._entered -= 1
             if self._entered == 0:
-                setattr(tf.nn, self._name, self._original)
+                setattr(self._module, self._name, self._original)
 
 
-_exact_moments = _Replacement("moments", _moments)
-_exact_pools = [
-    _Replacement(name, max_pooling.exact(getattr(tf.nn, name)))
-    for name in ("max_pool", "max_pool1d", "max_pool2d", "max_pool3d")
+def _pools(exact_pool: Callable) -> list[_Replacement]:
+    return [
+        _Replacement(tf.nn, name, exact_pool(getattr(tf.nn, name)))
+        for name in ("max_pool", "max_pool1d", "max_pool2d", "max_pool3d")
+    ]
+
+
+_ALWAYS = [
+    _Replacement(tf.nn, "moments", _moments),
+    _Replacement(tf.nn, "softsign", _softsign),
+    _Replacement(tf.image, "resize", linear_maps.resize(tf.image.resize)),
 ]
-_fast_convolutions = _Replacement("convolution", convolutions.convolution)
+_FOR_XLA = _pools(max_pooling.exact_for_xla)
+_WITHOUT_XLA = _pools(max_pooling.exact)
+_FOR_EIGEN = [_Replacement(tf.nn, "convolution", convolutions.convolution)]

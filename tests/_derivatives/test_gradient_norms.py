@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import cases
 import evaluation
 import keras
@@ -234,12 +236,39 @@ def _no_second_derivative():
         [
             keras.Input((4, 4, 2)),
             keras.layers.Conv2D(3, 2, activation="tanh"),
-            keras.layers.UpSampling2D(2, interpolation="bicubic"),
+            keras.layers.Lambda(tf.nn.local_response_normalization),
             keras.layers.Flatten(),
             keras.layers.Dense(networks.CLASSES),
         ]
     )
     return model, tf.random.stateless_normal([networks.BATCH, 4, 4, 2], [1, 2])
+
+
+@pytest.mark.parametrize("mode", ["graph", "xla"])
+def test_finite_difference_where_gradients_do_not_know_their_shapes(mode):
+    dense = functools.partial(keras.layers.Dense, dtype="float64")
+    model = keras.Sequential(
+        [
+            keras.Input((2, 1), dtype="float64"),
+            dense(1, activation="tanh"),
+            dense(1, activation="tanh"),
+            keras.layers.Flatten(dtype="float64"),
+            dense(networks.CLASSES),
+        ]
+    )
+    x = tf.random.stateless_normal(
+        [networks.BATCH, 2, 1], [1, 2], dtype="float64"
+    )
+    expected = evaluation.run("eager", FisherPenalty(0.7), model, x)
+    found = evaluation.run(
+        mode,
+        FisherPenalty(0.7, method="finite_difference"),
+        model,
+        x,
+        unknown_batch_size=True,
+    )
+    error = evaluation.relative(found[2], expected[2])
+    assert error < 1e-5, error
 
 
 def test_finite_difference_works_without_second_derivative():

@@ -24,10 +24,7 @@ def _second_derivative(function, x, v, around=second_derivatives.exact):
             inner.watch(x)
             with around():
                 y = function(x)
-        if second_derivatives.needs_graph_gradients(y):
-            gradient = tf.gradients(y, x, grad_ys=v)[0]
-        else:
-            gradient = inner.gradient(y, x, output_gradients=v)
+        gradient = inner.gradient(y, x, output_gradients=v)
         square = tf.reduce_sum(gradient**2)
     return gradient, outer.gradient(square, x)
 
@@ -90,14 +87,18 @@ def test_max_pooling_equals_tensorflows_own_eager_kernels(
 
 
 @pytest.mark.parametrize("jit", [False, True])
-def test_pools_of_keras_are_replaced_for_xla_alone(jit):
+def test_pools_of_keras_have_a_gradient_of_their_own_under_xla_alone(jit):
     replaced = []
 
     def pooled(x):
-        with second_derivatives.exact():
+        with tf.GradientTape() as tape, second_derivatives.exact():
+            tape.watch(x)
             y = keras.layers.MaxPooling2D(2)(x)
-        assert second_derivatives.needs_graph_gradients(y) == jit
-        replaced.append("_gradient_op_type" in y.op.node_def.attr)
+        tape.gradient(y, x)
+        kinds = {
+            op.type for op in tf.compat.v1.get_default_graph().get_operations()
+        }
+        replaced.append("MaxPoolGrad" not in kinds)
         return y
 
     inner = tf.function(pooled, autograph=False)
@@ -106,18 +107,74 @@ def test_pools_of_keras_are_replaced_for_xla_alone(jit):
     assert replaced == [jit]
 
 
-def test_loops_next_to_a_pool_stay_with_the_tape():
-    gru, pool = keras.layers.GRU(2), keras.layers.MaxPooling1D(2)
-    gru.build((None, None, 3))
+def _grouped(pool):
+    # Keras computes it in a function of its own, compiled by XLA.
+    convolution = keras.layers.Conv2D(4, 3, groups=2, dtype="float64")
+    return lambda x: convolution(pool(convolution(x)))
 
-    @tf.function(jit_compile=True)
-    def recurrent(x):
-        with second_derivatives.exact():
-            y = gru(pool(x))
-        assert not second_derivatives.needs_graph_gradients(y)
-        return y
 
-    recurrent(tf.ones([1, 4, 3]))
+def _in_a_loop(pool):
+    paddings = [[0, 0], [1, 0], [1, 0], [0, 0]]
+
+    def function(x):
+        return tf.while_loop(
+            lambda i, _: i < 2,
+            lambda i, y: [i + 1, tf.pad(pool(y**3), paddings)],
+            [tf.constant(0), x],
+            maximum_iterations=2,
+        )[1]
+
+    return function
+
+
+def _after_a_loop(pool):
+    def function(x):
+        y = tf.map_fn(lambda row: tf.sin(row), x)
+        return pool(y**2)
+
+    return function
+
+
+@pytest.mark.parametrize("surroundings", [_grouped, _in_a_loop, _after_a_loop])
+@pytest.mark.parametrize("jit", [False, True])
+def test_pooling_is_exact_in_any_surroundings(surroundings, jit):
+    pool = keras.layers.MaxPooling2D(2, 1, dtype="float64")
+    function = surroundings(pool)
+    random = np.random.default_rng(0)
+    x = tf.constant(random.normal(size=(2, 7, 7, 4)))
+    v = tf.constant(random.normal(size=function(x).shape))
+    _, found = tf.function(
+        lambda x: _second_derivative(function, x, v),
+        jit_compile=jit,
+        autograph=False,
+    )(x)
+    _compare_with_differences(function, x, v, found)
+
+
+def _compare_with_differences(function, x, v, found, h=1e-5, rtol=1e-6):
+    """Along a direction, of the square of the gradient."""
+
+    def square(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = function(x)
+        return float(
+            tf.reduce_sum(tape.gradient(y, x, output_gradients=v) ** 2)
+        )
+
+    direction = np.random.default_rng(2).normal(size=x.shape)
+    slope = (square(x + h * direction) - square(x - h * direction)) / (2 * h)
+    np.testing.assert_allclose(np.sum(found * direction), slope, rtol=rtol)
+
+
+def test_softsign_has_a_second_derivative():
+    x = tf.constant(np.random.default_rng(0).normal(size=(3, 5)))
+    v = tf.constant(np.random.default_rng(1).normal(size=(3, 5)))
+    gradient, found = _second_derivative(keras.activations.softsign, x, v)
+    size = 1 + abs(x)
+    np.testing.assert_allclose(gradient, v / size**2, rtol=1e-12)
+    expected = 2 * (v / size**2) * v * -2 * tf.sign(x) / size**3
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("keepdims", [False, True])
@@ -165,16 +222,7 @@ def test_batch_normalization_of_keras_uses_what_is_replaced():
 
     _, found = _second_derivative(function, x, v)
 
-    def square(x):
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            y = tf.reduce_sum(v * function(x))
-        return float(tf.reduce_sum(tape.gradient(y, x) ** 2))
-
-    direction = np.random.default_rng(2).normal(size=(6, 2))
-    h = 1e-5
-    slope = (square(x + h * direction) - square(x - h * direction)) / (2 * h)
-    np.testing.assert_allclose(np.sum(found * direction), slope, rtol=1e-6)
+    _compare_with_differences(function, x, v, found)
 
 
 def test_replacement_ends_when_the_last_thread_leaves():

@@ -1,0 +1,64 @@
+"""Linear functions whose derivatives are themselves, of any order.
+
+For y = A x, the gradient of ⟨u, y⟩ at x is Aᵀu, and that of ⟨d, Aᵀu⟩ at u is
+A d again. Of resizing, TensorFlow knows the first; the second it lacks, or
+registers as not differentiable, which tapes take for zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import tensorflow as tf
+
+
+def linear(function: Callable[[tf.Tensor], tf.Tensor]) -> Callable:
+    """A linear function of a tensor, with derivatives of any order.
+
+    Args:
+        function: Linear, with a first derivative in TensorFlow.
+    """
+
+    @tf.custom_gradient
+    def applied(x):
+        def backward(above):
+            return _transposed(x, above)
+
+        return function(x), backward
+
+    @tf.custom_gradient
+    def _transposed(x, above):
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            # Only its shape counts.
+            at = tf.stop_gradient(x)
+            tape.watch(at)
+            y = function(at)
+        result = tape.gradient(y, at, output_gradients=above)
+
+        def backward(direction):
+            return tf.zeros_like(x), applied(direction)
+
+        return result, backward
+
+    return applied
+
+
+def resize(own: Callable) -> Callable:
+    """`tf.image.resize`, linear in its images, with all its derivatives."""
+
+    def resized(images, size, *args, **kwargs):
+        images = tf.convert_to_tensor(images)
+        if not images.dtype.is_floating:
+            return own(images, size, *args, **kwargs)
+
+        def function(x):
+            return own(x, size, *args, **kwargs)
+
+        # In single precision TensorFlow computes it, and gives the result,
+        # whatever it gets, unless pixels are only picked. Its gradients do not
+        # always know.
+        if function(images).dtype == tf.float32:
+            images = tf.cast(images, tf.float32)
+        return linear(function)(images)
+
+    return resized
