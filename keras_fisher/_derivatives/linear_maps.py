@@ -46,19 +46,15 @@ def linear(function: Callable[[tf.Tensor], tf.Tensor]) -> Callable:
 def resize(own: Callable) -> Callable:
     """`tf.image.resize`, linear in its images, with all its derivatives."""
 
-    def resized(images, size, *args, **kwargs):
+    def resized(images, size, method="bilinear", *args, **kwargs):
         images = tf.convert_to_tensor(images)
         if not images.dtype.is_floating:
-            return own(images, size, *args, **kwargs)
-
-        def function(x):
-            return own(x, size, *args, **kwargs)
-
+            return own(images, size, method, *args, **kwargs)
         # In single precision TensorFlow computes it, and gives the result,
         # whatever it gets, unless pixels are only picked. Its gradients do not
         # always know.
-        if function(images).dtype == tf.float32:
+        if method != tf.image.ResizeMethod.NEAREST_NEIGHBOR:
             images = tf.cast(images, tf.float32)
-        return linear(function)(images)
+        return linear(lambda x: own(x, size, method, *args, **kwargs))(images)
 
     return resized

@@ -24,47 +24,59 @@ import tensorflow as tf
 def exact(own: Callable) -> Callable:
     """One of `tf.nn.max_pool` and its likes, with another second derivative."""
 
-    def max_pool(input, ksize, strides, padding, data_format=None, name=None):
-        x = tf.convert_to_tensor(input)
-        options = _options(data_format, name)
-        if x.shape.rank is None or not x.dtype.is_floating:
-            return own(x, ksize, strides, padding, **options)
-        window = _of_all_axes(ksize, x.shape.rank, data_format)
-        steps = _of_all_axes(strides, x.shape.rank, data_format)
+    def pooled(pool, x, window, steps, padding):
         if all(size == 1 for size in window) and isinstance(padding, str):
-            return tf.strided_slice(x, *_whole(x), steps, name=name)
+            return tf.strided_slice(x, *_whole(x), steps)
         if padding == "SAME" and _may_keep(x.shape, steps):
             paddings = same_paddings(tf.shape(x), window, steps)
             x = tf.pad(x, paddings, constant_values=-float("inf"))
             padding = "VALID"
-        return own(x, ksize, strides, padding, **options)
+        return pool(x, padding)
 
-    return max_pool
+    return _with_sizes(own, pooled)
 
 
 def exact_for_xla(own: Callable) -> Callable:
     """The same, with a gradient that is made of operations XLA has."""
 
-    def max_pool(input, ksize, strides, padding, data_format=None, name=None):
-        x = tf.convert_to_tensor(input)
-        options = _options(data_format, name)
-        if x.shape.rank is None or not x.dtype.is_floating:
-            return own(x, ksize, strides, padding, **options)
-        rank = x.shape.rank
-        window = _of_all_axes(ksize, rank, data_format)
-        steps = _of_all_axes(strides, rank, data_format)
-
+    def pooled(pool, x, window, steps, padding):
         @tf.custom_gradient
-        def pooled(x):
-            y = own(x, ksize, strides, padding, **options)
-
+        def function(x):
             def backward(above):
                 paddings = _paddings(padding, _shape(x), window, steps)
                 return _to_first_maxima(x, above, window, steps, paddings)
 
-            return y, backward
+            return pool(x, padding), backward
 
-        return pooled(x)
+        return function(x)
+
+    return _with_sizes(own, pooled)
+
+
+def _with_sizes(own: Callable, pooled: Callable) -> Callable:
+    """A pool with the arguments of `own`, computed by `pooled`.
+
+    Args:
+        own: Of TensorFlow. What `pooled` is not for is left to it.
+        pooled: Takes `own` as a function of inputs and padding, inputs of
+            floating point, the sizes of windows and strides along all of their
+            axes, and the padding.
+    """
+
+    def max_pool(input, ksize, strides, padding, data_format=None, name=None):
+        x = tf.convert_to_tensor(input)
+        # The functions differ in what is meant if none is given.
+        options = {} if data_format is None else {"data_format": data_format}
+
+        def pool(x, padding):
+            return own(x, ksize, strides, padding, name=name, **options)
+
+        rank = x.shape.rank
+        if rank is None or not x.dtype.is_floating:
+            return pool(x, padding)
+        window = _of_all_axes(ksize, rank, data_format)
+        steps = _of_all_axes(strides, rank, data_format)
+        return pooled(pool, x, window, steps, padding)
 
     return max_pool
 
@@ -74,7 +86,7 @@ def _to_first_maxima(
     above: tf.Tensor,
     window: list[int],
     steps: list[int],
-    paddings: tf.Tensor,
+    paddings: np.ndarray | tf.Tensor,
 ) -> tf.Tensor:
     """Sends each gradient to the first maximum of its window."""
     padded = tf.pad(tf.stop_gradient(x), paddings, constant_values=x.dtype.min)
@@ -120,13 +132,7 @@ def _shape(x: tf.Tensor) -> np.ndarray | tf.Tensor:
     return tf.shape(x)
 
 
-def _options(data_format: str | None, name: str | None) -> dict:
-    # The functions differ in what is meant if none is given.
-    given = {} if data_format is None else {"data_format": data_format}
-    return {"name": name, **given}
-
-
-def _paddings(padding, shape: tf.Tensor, window, steps) -> tf.Tensor:
+def _paddings(padding, shape, window, steps) -> np.ndarray | tf.Tensor:
     """What is added to inputs before and after, of shape `(axes, 2)`."""
     if padding == "SAME":
         return same_paddings(shape, window, steps)
