@@ -254,7 +254,7 @@ class FisherModel(keras.Model):
         else:
             logs, observed = self._observed_step(data, examples, plan)
         self.state.remember(observed)
-        logs = {**logs, "fisher_trace": self.state.fisher_trace.value}
+        logs = {**logs, "fisher_trace": self.state.last_trace()}
         if not self._measures_trace:
             del logs["fisher_trace"]
         if self.penalty is not None:

@@ -46,6 +46,27 @@ def test_uniform_label_penalty_draws_labels_uniformly():
     assert np.abs(shares - 1 / 3).max() < 4 * error, shares
 
 
+def test_a_part_and_its_labels_are_drawn_independently_of_each_other():
+    model, x = networks.build("dense")
+    # All labels are as likely.
+    for variable in model.layers[-1].trainable_variables:
+        variable.assign(0 * variable)
+    penalty = FisherPenalty(fraction=1 / networks.BATCH)
+    counts = np.zeros([networks.BATCH, networks.CLASSES])
+    seeds = 900
+    for seed in range(seeds):
+        forward = penalty.forward(model, x, seed=seed)
+        labels = penalty.labels(
+            evaluation.CATEGORICAL, forward.subset_outputs, None, seed
+        )
+        counts[int(forward.subset.first), int(labels[0])] += 1
+    expected = seeds / counts.size
+    chi_squared = np.sum((counts - expected) ** 2) / expected
+    freedom = counts.size - 1
+    # Four standard deviations above its mean.
+    assert chi_squared < freedom + 4 * np.sqrt(2 * freedom), counts
+
+
 @pytest.mark.parametrize("method", ["exact", "finite_difference"])
 def test_exclude_leaves_variables_out_of_the_norm_but_not_out_of_the_trace(
     method,

@@ -27,6 +27,15 @@ def times(x: tf.Tensor, factor: float | tf.Tensor) -> tf.Tensor:
     )
 
 
+def zero_if(condition: tf.Tensor, dtype) -> tf.Tensor:
+    """0 where a condition holds, else NaN.
+
+    A constant of NaN would end a program under
+    `tf.debugging.enable_check_numerics` even where it is not chosen.
+    """
+    return tf.sqrt(tf.cast(condition, dtype) - 1.0)
+
+
 def is_one(factor: float | tf.Tensor) -> bool:
     """Whether a factor is known to be 1, so that it may be left out."""
     return not tf.is_tensor(factor) and factor == 1

@@ -28,10 +28,22 @@ def snapshot(layer: keras.layers.Layer) -> list[tuple]:
 def build_by_call(layer: keras.layers.Layer, *args, **kwargs) -> None:
     """Builds a layer by a call, if it is not built.
 
-    That builds subclassed layers as well, which `build` does not.
+    That builds subclassed layers as well, which `build` does not. The call
+    leaves no other trace: recurrent layers draw dropout masks even where they
+    use none.
     """
-    if not layer.built:
-        layer(*args, **kwargs)
+    if layer.built:
+        return
+    before = snapshot(layer)
+    layer(*args, **kwargs)
+    for variable, value in before:
+        variable.assign(value)
+
+
+def outputs_of(layer: keras.layers.Layer, x: Any) -> Any:
+    """The outputs of a built layer in inference; changes nothing in it."""
+    with keras.StatelessScope():
+        return layer(x, training=False)
 
 
 def check_trainable(

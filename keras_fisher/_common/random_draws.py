@@ -17,12 +17,14 @@ _REPLICA_STRIDE = 0x3C6EF35F
 _OUTPUT_STRIDE = 0x510E527FADE682D1
 
 
-def draw(seed: int | keras.random.SeedGenerator) -> tf.Tensor:
+def draw(seed: int | keras.random.SeedGenerator, stream: int = 0) -> tf.Tensor:
     """Draws the seed of one random operation.
 
     Args:
         seed: An integer, for the same draw every time, or a
             `keras.random.SeedGenerator`, for the next of a sequence.
+        stream: What is drawn from one integer in different streams is
+            independent. A generator needs none.
 
     Returns:
         An `int64` tensor of shape `(2,)`, different on every replica of a
@@ -33,7 +35,8 @@ def draw(seed: int | keras.random.SeedGenerator) -> tf.Tensor:
     else:
         # Any integer: its remainder is what fits.
         seed = int(seed)
-        state = tf.constant([(seed + 2**63) % 2**64 - 2**63, 0], tf.int64)
+        seed = (seed + 2**63) % 2**64 - 2**63
+        state = tf.constant([seed, stream], tf.int64)
     context = tf.distribute.get_replica_context()
     if context is None or context.num_replicas_in_sync == 1:
         return state

@@ -22,6 +22,9 @@ from keras_fisher._common import structures
 from keras_fisher._derivatives import second_derivatives
 from keras_fisher._derivatives.independence import examples_are_independent
 
+# Of the draws from one integer; labels are in stream 0.
+_SUBSET_STREAM = 1
+
 
 @dataclasses.dataclass(frozen=True)
 class Subset:
@@ -198,7 +201,9 @@ def _draw_subset(fraction: float, batch_size, seed) -> Subset:
         size = tf.minimum(batch_size, tf.maximum(1, tf.cast(share, tf.int32)))
     else:
         size = min(batch_size, max(1, round(fraction * batch_size)))
-    first = random_draws.integers([], batch_size, random_draws.draw(seed))
+    # Not the bits that labels are drawn from.
+    seed = random_draws.draw(seed, stream=_SUBSET_STREAM)
+    first = random_draws.integers([], batch_size, seed)
     return Subset(size, first)
 
 

@@ -136,10 +136,10 @@ def fisher_trace(
     likelihood = of_model(likelihood, model)
     keras_layers.build_by_call(model, batches.first[0])
     keras_layers.check_trainable(model, "its Fisher information is empty")
-    key = type(likelihood), repr(likelihood), estimator, bool(training)
     measure = function_cache.kept(
         model,
-        ("fisher_trace", *key),
+        ("fisher_trace", estimator, bool(training)),
+        [likelihood],
         lambda: _Measure(model, likelihood, estimator, bool(training)),
     )
     draws = num_samples if row.draws_labels else 1
@@ -147,7 +147,8 @@ def fisher_trace(
     for inputs, labels, _ in batches:
         size = batches_lib.size_of(inputs)
         labels = _given(labels, estimator) if row.reads_labels else None
-        values, again = measure(inputs, labels, seed, position, draws)
+        with function_cache.in_graphs():
+            values, again = measure(inputs, labels, seed, position, draws)
         sums.add(values, again, size)
         position += size
     return sums.result(has_error=row.draws_labels)
@@ -203,7 +204,7 @@ class _Measure:
     def _inspect(self, x: Any) -> None:
         """Looks at outputs, and refuses what the likelihood does not expect."""
         one = keras.tree.map_structure(lambda t: t[:1], x)
-        outputs = self._model()(one, training=False)
+        outputs = keras_layers.outputs_of(self._model(), one)
         self._likelihood.check_structure(outputs)
         self._likelihood.check(outputs)
         self._classes = structures.apply(lambda t: t.shape[-1], outputs)

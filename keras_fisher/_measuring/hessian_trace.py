@@ -104,7 +104,8 @@ def hessian_trace(
     loss_of = _loss_function(model, loss)
     measure = function_cache.kept(
         model,
-        ("hessian_trace", id(loss), id(getattr(model, "loss", None))),
+        "hessian_trace",
+        [loss, getattr(model, "loss", None), _loss_weights(model)],
         lambda: _Curvature(model, loss_of),
     )
     check_labels = _label_check(model, loss, batches.first[0])
@@ -293,11 +294,22 @@ def _label_check(model: Any, loss: Any, x: Any) -> Callable:
         return lambda y: None
     classes = structures.apply(
         lambda outputs: outputs.shape[-1],
-        model(batches_lib.rows(x, 0, 1), training=False),
+        keras_layers.outputs_of(model, batches_lib.rows(x, 0, 1)),
     )
     return lambda y: likelihood.check_labels(
         structures.apply(np.asarray, noisy_targets.label_of(y)), classes
     )
+
+
+def _loss_weights(model: Any) -> Any:
+    """The weights of several losses, as `compile` was given them."""
+    if not getattr(model, "compiled", False):
+        return None
+    try:
+        return (model.get_compile_config() or {}).get("loss_weights")
+    except (TypeError, ValueError):  # Some arguments cannot be serialized.
+        # Equal to nothing that comes later.
+        return object()
 
 
 def _loss_function(model: Any, loss: Any) -> Callable:
@@ -312,6 +324,8 @@ def _loss_function(model: Any, loss: Any) -> Callable:
             x, y, outputs, weight, training=False
         )
     loss = keras.losses.get(loss)
+    if isinstance(loss, keras.losses.Loss):
+        loss = _with_mean(loss)
 
     def mean_loss(model, x, y, outputs, sample_weight):
         if not tf.is_tensor(outputs):
@@ -330,3 +344,13 @@ def _loss_function(model: Any, loss: Any) -> Callable:
         return tf.reduce_mean(values)
 
     return mean_loss
+
+
+def _with_mean(loss: keras.losses.Loss) -> keras.losses.Loss:
+    """The loss, its sum or vector over a batch replaced by the mean."""
+    if loss.reduction not in ("sum", "none", None):
+        return loss
+    # `copy` goes by the config, in which Keras's losses leave out their dtype.
+    mean = object.__new__(type(loss))
+    vars(mean).update(vars(loss), reduction="sum_over_batch_size")
+    return mean

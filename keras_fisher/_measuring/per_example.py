@@ -11,9 +11,12 @@ backpropagation.
 from __future__ import annotations
 
 import functools
+import itertools
+import math
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_fisher._common import dtypes
@@ -26,6 +29,9 @@ from keras_fisher._measuring import variable_uses
 from keras_fisher._measuring.recorded_call import call
 from keras_fisher._measuring.recorded_call import recorded_call
 from keras_fisher._measuring.variable_uses import Layout
+
+# Examples that are compared with plain backpropagation, at most.
+_MOST_COMPARED = 4
 
 
 def layout_for(layer: keras.layers.Layer, x: Any, training: bool) -> Layout:
@@ -160,11 +166,15 @@ class Recording:
         scales = tf.cast(tf.stack(scales), self._dtype)
         return tf.transpose(norms, [1, 0, 2]) / scales[:, None, None] ** 2
 
-    def fast_totals(self, cotangent: tf.Tensor) -> tf.Tensor:
-        """‖g_i‖² of each example over all variables that are not `slow`."""
+    def fast_norms(self, cotangent: tf.Tensor) -> tf.Tensor:
+        """`squared_norms` for one cotangent; zero for variables in `slow`.
+
+        Returns:
+            Tensor of shape `(batch, variables)`.
+        """
         cotangent = tf.cast(cotangent, self.outputs.dtype)
         norms = self._fast_norms([cotangent])
-        return tf.add_n([tf.cast(n[:, 0], self._dtype) for n in norms])
+        return tf.stack([tf.cast(n[:, 0], self._dtype) for n in norms], axis=1)
 
     def _fast_norms(self, cotangents: list) -> list:
         """For each variable, of shape `(batch, cotangents)`; zero if slow."""
@@ -185,7 +195,10 @@ class Recording:
             self.outputs, targets, output_gradients=cotangent
         )
         return [
-            tf.zeros_like(target) if d is None else d
+            tf.zeros_like(target)
+            if d is None
+            # The derivative of a loop, taken in another, loses its shape.
+            else tf.ensure_shape(d, target.shape)
             # Picked positions have sparse derivatives.
             for target, d in zip(targets, gradients_lib.dense(upstream))
         ]
@@ -279,32 +292,89 @@ def untrusted(
 
 
 def _disagreeing(layer, x, layout, training, slow) -> frozenset[int]:
+    size = layout.batch_size
+
+    def record():
+        return Recording(layer, x, layout, training=training, one_by_one=slow)
+
     @tf.function(autograph=False)
-    def compare(x):
-        recording = Recording(
-            layer, x, layout, training=training, one_by_one=slow
-        )
-        shape = recording.outputs.shape
-        # Any numbers will do, if none is zero and no two are the same.
-        cotangent = tf.reshape(
-            tf.sin(1.0 + tf.range(shape.num_elements(), dtype=tf.float32)),
-            shape,
-        )
-        totals = recording.fast_totals(cotangent)
-        chosen = tf.one_hot(tf.argmax(totals), shape[0])
-        cotangent *= tf.reshape(chosen, [-1] + [1] * (shape.rank - 1))
-        ours = recording.squared_norms(cotangent)[0]
-        plain = gradients_lib.squared_norms(recording.gradients(cotangent))
-        chosen = tf.cast(chosen[:, None], ours.dtype)
+    def fast_and_plain(weights):
+        recording = record()
+        cotangent = _weighted_cotangent(recording.outputs.shape, weights)
         return (
-            tf.reduce_sum(ours * chosen, axis=0),
-            tf.reduce_sum(ours * (1 - chosen), axis=0),
-            plain,
+            recording.fast_norms(cotangent),
+            gradients_lib.squared_norms(recording.gradients(cotangent)),
         )
 
-    own, others, plain = (t.numpy().astype("float64") for t in compare(x))
+    @tf.function(autograph=False)
+    def all_norms(weights):
+        recording = record()
+        cotangent = _weighted_cotangent(recording.outputs.shape, weights)
+        return recording.squared_norms(cotangent)[0]
+
+    def norms_of(weights):
+        return numbers(
+            all_norms(weights) if slow else fast_and_plain(weights)[0]
+        )
+
+    def numbers(tensor):
+        return tensor.numpy().astype("float64")
+
     tolerance = 1e-3 if tf.as_dtype(layer.compute_dtype).size >= 4 else 0.1
-    allowed = tolerance * (plain + 1e-4 * plain.sum())
-    # Comparisons are false for NaN, which is nothing to judge by.
-    wrong = (abs(own - plain) > allowed) | (others > allowed)
+
+    def allowed(norms):
+        return tolerance * (norms + 1e-4 * norms.sum())
+
+    # What belongs to some of the examples may not turn up in the others.
+    wrong = False
+    for chosen in _separating(size):
+        norms = numbers(fast_and_plain(tf.constant(chosen, tf.float32))[0])
+        inside, outside = norms[chosen].sum(axis=0), norms[~chosen].sum(axis=0)
+        wrong |= outside > allowed(inside)
+    # And what belongs to one has the norm of its gradient.
+    for i in _representative(norms_of(tf.ones([size]))):
+        alone = tf.one_hot(i, size)
+        own, plain = norms_of(alone)[i], numbers(fast_and_plain(alone)[1])
+        # Comparisons are false for NaN, which is nothing to judge by.
+        wrong |= abs(own - plain) > allowed(plain)
     return frozenset(int(i) for i in wrong.nonzero()[0])
+
+
+def _weighted_cotangent(shape: tf.TensorShape, weights: tf.Tensor) -> tf.Tensor:
+    """Any numbers, none of them zero and no two the same, times weights."""
+    numbers = tf.sin(1.0 + tf.range(shape.num_elements(), dtype=tf.float32))
+    weights = tf.reshape(weights, [-1] + [1] * (shape.rank - 1))
+    return tf.reshape(numbers, shape) * weights
+
+
+def _separating(size: int) -> np.ndarray:
+    """Choices of examples, some with each and without each other one.
+
+    Example i is in those choices that are in a set of half of them, another
+    set for each i: no set of half contains another (Sperner, 1928).
+
+    Returns:
+        Booleans of shape `(choices, size)`, about log2(size) choices.
+    """
+    count = next(n for n in itertools.count() if math.comb(n, n // 2) >= size)
+    sets = itertools.combinations(range(count), count // 2)
+    choices = np.zeros([count, size], bool)
+    for i, members in enumerate(itertools.islice(sets, size)):
+        choices[list(members), i] = True
+    return choices
+
+
+def _representative(norms: np.ndarray) -> list[int]:
+    """A few examples in which, together, as many variables as can be count.
+
+    Args:
+        norms: Of shape `(examples, variables)`.
+    """
+    chosen, missing = [], np.ones(norms.shape[1], bool)
+    while not chosen or (missing.any() and len(chosen) < _MOST_COMPARED):
+        i = int(norms[:, missing].sum(axis=1).argmax())
+        if i in chosen:
+            break
+        chosen.append(i)
+        missing &= norms[i] <= 1e-3 * norms.max(axis=0)
+    return chosen

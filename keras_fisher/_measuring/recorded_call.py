@@ -65,5 +65,19 @@ def recorded_call(layer: keras.layers.Layer, x: Any, training: bool) -> Call:
         for weight in weights:
             tape.watch(weight)
         structure, scope = call(layer, weights, x, training)
+        structure = _of_known_size(structure, x)
         outputs = structures.join(structure)
     return Call(weights, x, structure, outputs, scope, tape)
+
+
+def _of_known_size(outputs: Any, x: Any) -> Any:
+    """Outputs with the number of examples that some layers lose."""
+    size = keras.tree.flatten(x)[0].shape[0]
+
+    def sized(output):
+        if output.shape.rank is None or output.shape[0] is not None:
+            return output
+        known = tf.ensure_shape(output, [size, *output.shape[1:]])
+        return keras_layers.with_mask(known, keras_layers.mask_of(output))
+
+    return keras.tree.map_structure(sized, outputs)

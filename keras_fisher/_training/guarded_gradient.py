@@ -52,17 +52,22 @@ class GuardedGradient:
         if skips_steps:
             # For all replicas, by the gradients of the first.
             is_kept = replicas.on_all_replicas(self.is_usable)
-            return self.where(is_kept, float("nan")), loss
+            return self.where(is_kept, not_a_number=True), loss
         is_kept = self.is_usable | ~tf.reduce_all(tf.math.is_finite(loss))
-        nothing = tf.where(is_kept, tf.zeros([], loss.dtype), float("nan"))
-        return self.where(is_kept), loss + nothing
+        return self.where(is_kept), loss + dtypes.zero_if(is_kept, loss.dtype)
 
-    def where(self, condition: tf.Tensor, otherwise: float = 0.0) -> Gradients:
-        """The gradients if the condition holds, else a number throughout."""
+    def where(
+        self, condition: tf.Tensor, not_a_number: bool = False
+    ) -> Gradients:
+        """The gradients if the condition holds, else zeros or NaN."""
+
+        def otherwise(dtype):
+            if not_a_number:
+                return dtypes.zero_if(condition, dtype)
+            return tf.zeros([], dtype)
+
         return [
-            None
-            if g is None
-            else tf.where(condition, g, tf.cast(otherwise, g.dtype))
+            None if g is None else tf.where(condition, g, otherwise(g.dtype))
             for g in self.gradients
         ]
 

@@ -7,6 +7,16 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+# Stands for what was not measured, in tensors: no trace and no penalty is
+# below zero. NaN there would end programs under
+# `tf.debugging.enable_check_numerics`.
+NOTHING = -1.0
+
+
+def is_something(value):
+    """Whether a number was measured, or is NaN because it overflowed."""
+    return ~(value < 0)
+
 
 class Observed(NamedTuple):
     """What one step has to tell besides its logs.
@@ -30,7 +40,7 @@ class Observed(NamedTuple):
             variables: Number of trainable variables.
             dtype: Of what is measured.
         """
-        nothing = tf.constant(float("nan"), dtype)
+        nothing = tf.constant(NOTHING, dtype)
         traces, penalty, _, size = self
         return {
             "trace_by_variable": tf.fill([variables], nothing)
@@ -48,7 +58,7 @@ class Measurements(NamedTuple):
         step: Optimizer steps, counted from 0, of shape `(measured,)`: the
             number of updates that came before.
         trace_by_variable: Tr(F) of each trainable variable, of shape
-            `(measured, variables)`.
+            `(measured, variables)`; NaN where a step has measured none.
         penalty: Value of the penalty, of shape `(measured,)`; NaN where a
             step has measured Tr(F) alone.
         batch_size: Number of examples, of all replicas, of shape
@@ -59,6 +69,18 @@ class Measurements(NamedTuple):
     trace_by_variable: np.ndarray
     penalty: np.ndarray
     batch_size: np.ndarray
+
+    @classmethod
+    def of(cls, tensors: dict[str, np.ndarray]) -> Measurements:
+        """From what `Observed.tensors` has made of steps."""
+        return cls(
+            **{
+                key: np.where(is_something(values), values, np.nan)
+                if key in ("trace_by_variable", "penalty")
+                else values
+                for key, values in tensors.items()
+            }
+        )
 
 
 NOTHING_MEASURED = Measurements(

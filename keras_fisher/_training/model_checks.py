@@ -81,7 +81,7 @@ def check_outputs(network: keras.Model, likelihood: Likelihood, x: Any) -> None:
         zeros = keras.tree.map_structure(
             lambda leaf: tf.zeros([1, *leaf.shape[1:]], leaf.dtype), x
         )
-        likelihood.check(network(zeros, training=False))
+        likelihood.check(keras_layers.outputs_of(network, zeros))
 
 
 def warn_of_lost_weights(network: keras.Model, stacklevel: int) -> None:

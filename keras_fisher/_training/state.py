@@ -5,7 +5,10 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
+from keras_fisher._common import dtypes
+from keras_fisher._training.measurements import NOTHING
 from keras_fisher._training.measurements import Observed
+from keras_fisher._training.measurements import is_something
 
 
 class FisherState(keras.layers.Layer):
@@ -25,7 +28,7 @@ class FisherState(keras.layers.Layer):
     ):
         super().__init__(dtype=dtype, trainable=False, name=name)
         self._synchronization = synchronization
-        self.fisher_trace = self._scalar("fisher_trace", float("nan"))
+        self.fisher_trace = self._scalar("fisher_trace", NOTHING)
         self.fisher_penalty = self._scalar("fisher_penalty", 0.0)
         self.fisher_nonfinite = self._scalar("fisher_nonfinite", 0.0, "sum")
         self._gradients = {}
@@ -70,6 +73,11 @@ class FisherState(keras.layers.Layer):
             self.fisher_nonfinite.assign_add(
                 tf.cast(~observed.is_usable, self.dtype)
             )
+
+    def last_trace(self) -> tf.Tensor:
+        """The last measured Tr(F), a scalar; NaN if there is none yet."""
+        trace = tf.convert_to_tensor(self.fisher_trace)
+        return trace + dtypes.zero_if(is_something(trace), trace.dtype)
 
     def carry(
         self,

@@ -180,7 +180,7 @@ class TrainFunction:
         is_new = np.diff(values["step"], prepend=self._last_step) > 0
         self._last_step = int(values["step"][-1])
         kept = values.pop("measured") & is_new
-        return Measurements(**{k: v[kept] for k, v in values.items()})
+        return Measurements.of({k: v[kept] for k, v in values.items()})
 
 
 def _size_of(data) -> tf.Tensor:

@@ -192,7 +192,7 @@ class FisherRegularization(keras.layers.Wrapper):
             tape, term.value, forward.targets, term.value
         )
         value = tf.cast(term.value, self.state.dtype)
-        value = tf.where(guarded.is_usable, value, float("nan"))
+        value += dtypes.zero_if(guarded.is_usable, value.dtype)
         if term.traces is not None:
             self.state.fisher_trace.assign(tf.reduce_sum(term.traces))
         self.state.fisher_penalty.assign(value)
@@ -212,13 +212,13 @@ class _LastValue(keras.metrics.Metric):
 
     def __init__(self, state: FisherState):
         super().__init__(name="fisher_trace", dtype=state.dtype)
-        self._trace = state.fisher_trace
+        self._state = state
 
     def update_state(self, *args, **kwargs):
         pass
 
     def result(self):
-        return tf.convert_to_tensor(self._trace)
+        return self._state.last_trace()
 
     def reset_state(self):
         pass

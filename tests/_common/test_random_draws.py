@@ -313,3 +313,24 @@ def test_single_and_double_precision_uniforms_are_equal():
     single = _double(random_draws.uniform([_MANY], _seed(7), tf.float32))
     double = _double(random_draws.uniform([_MANY], _seed(7), tf.float64))
     np.testing.assert_array_equal(single, double)
+
+
+@pytest.mark.parametrize("seed", [0, 7, -3])
+def test_streams_of_an_integer_are_other_seeds(seed):
+    first, second = (random_draws.draw(seed, stream=k) for k in (0, 1))
+    np.testing.assert_array_equal(first, random_draws.draw(seed))
+    assert (first.numpy() != second.numpy()).any()
+
+
+def test_streams_of_integers_are_independent():
+    draws = np.array(
+        [
+            [
+                float(random_draws.uniform([], random_draws.draw(seed, k)))
+                for k in (0, 1)
+            ]
+            for seed in range(600)
+        ]
+    )
+    correlation = np.corrcoef(draws.T)[0, 1]
+    assert abs(correlation) < 4 / np.sqrt(len(draws)), correlation

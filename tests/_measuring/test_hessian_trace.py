@@ -331,3 +331,34 @@ def test_labels_out_of_range_and_frozen_models():
     model.trainable = False
     with pytest.raises(ValueError, match="its Hessian is empty"):
         keras_fisher.hessian_trace(model, x, _Y, loss=_LOSS)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "none", None])
+@pytest.mark.parametrize("batch_size", [2, None])
+def test_a_loss_is_the_mean_over_examples_however_it_is_reduced(
+    reduction, batch_size
+):
+    model, x = networks.build("dense")
+    mean, other = (
+        keras_fisher.hessian_trace(
+            model,
+            x,
+            _Y,
+            loss=keras.losses.SparseCategoricalCrossentropy(
+                from_logits=True, dtype="float64", reduction=r
+            ),
+            batch_size=batch_size,
+            num_probes=4,
+            seed=0,
+        )
+        for r in ("sum_over_batch_size", reduction)
+    )
+    assert float(other) == pytest.approx(float(mean), rel=1e-9)
+
+
+def test_the_reduction_of_a_loss_stays_as_it_was():
+    model, x = networks.build("dense")
+    loss = keras.losses.MeanSquaredError(reduction="sum")
+    y = np.zeros([networks.BATCH, networks.CLASSES])
+    keras_fisher.hessian_trace(model, x, y, loss=loss, num_probes=1)
+    assert loss.reduction == "sum"

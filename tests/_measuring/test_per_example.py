@@ -362,3 +362,53 @@ def test_a_wrong_rule_is_found_and_not_used(monkeypatch):
         lambda *arguments: 1.01 * correct(*arguments),
     )
     assert len(_assert_as_in_a_loop(model, x, 1e-9)) == 2
+
+
+class TwoViews(layers.Layer):
+    """Runs two views of the batch as one, but for examples switched off."""
+
+    def __init__(self, examples_on):
+        super().__init__()
+        self.examples_on = tf.constant(examples_on, "float64")
+
+    def build(self, shape):
+        self.dense = layers.Dense(4)
+        self.dense.build(shape)
+
+    def call(self, x):
+        both = self.dense(tf.concat([x, 2 * x], axis=0))
+        one, two = tf.split(both, 2)
+        # Examples find themselves by their last input.
+        share = tf.gather(self.examples_on, tf.cast(x[:, -1:], tf.int32))
+        return share * tf.tanh(one) * two
+
+
+@pytest.mark.parametrize("examples_on", np.eye(networks.BATCH).tolist())
+@pytest.mark.parametrize("others", [0.0, 1.0])
+def test_no_example_hides_what_is_wrong_for_others(examples_on, others):
+    keras.config.set_dtype_policy("float64")
+    # One alone is on, or all but one.
+    on = [abs(others - one) for one in examples_on]
+    inputs = keras.Input((4,))
+    x = layers.Add()([TwoViews(on)(inputs), layers.Dense(4)(inputs)])
+    model = keras.Model(inputs, layers.Dense(3)(x))
+    x = np.random.default_rng(0).normal(size=(networks.BATCH, 4))
+    x[:, -1] = np.arange(networks.BATCH)
+    slow = _assert_as_in_a_loop(model, tf.constant(x), 1e-10)
+    assert len(slow) == 2, slow
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 7, 20, 128, 1000])
+def test_choices_hold_each_example_without_each_other_one(size):
+    choices = per_example._separating(size).T
+    assert choices.shape[1] <= 2 * np.log2(size) + 1
+    for i in range(size):
+        without = (choices[i] & ~choices).any(axis=1)
+        assert without.sum() == size - 1 and not without[i]
+
+
+def test_examples_to_compare_cover_the_variables():
+    norms = np.array([[9.0, 0.0, 0.0], [1.0, 2.0, 0.0], [1.0, 1.0, 0.0]])
+    assert per_example._representative(norms) == [0, 1]
+    assert per_example._representative(np.zeros([2, 2])) == [0]
+    assert len(per_example._representative(np.eye(9))) == 4
