@@ -9,6 +9,8 @@ from keras_fisher import likelihoods
 from keras_fisher import logs
 from keras_fisher import penalties
 from keras_fisher import plotting
+from keras_fisher._measuring.derivative_report import DerivativeReport
+from keras_fisher._measuring.derivative_report import check_derivatives
 from keras_fisher._measuring.fisher_trace import fisher_trace
 from keras_fisher._measuring.hessian_trace import hessian_trace
 from keras_fisher.estimates import Estimate
@@ -20,6 +22,7 @@ from keras_fisher.penalties import InputGradientPenalty
 from keras_fisher.penalties import UniformLabelPenalty
 
 __all__ = [
+    "DerivativeReport",
     "Estimate",
     "Estimates",
     "FisherModel",
@@ -29,6 +32,7 @@ __all__ = [
     "UniformLabelPenalty",
     "applications",
     "callbacks",
+    "check_derivatives",
     "datasets",
     "estimates",
     "fisher_trace",

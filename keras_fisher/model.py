@@ -25,6 +25,7 @@ from keras_fisher._training import model_checks
 from keras_fisher._training import optimizers
 from keras_fisher._training import replicas
 from keras_fisher._training import schedule
+from keras_fisher._training.derivative_watch import DerivativeWatch
 from keras_fisher._training.guarded_gradient import added
 from keras_fisher._training.guarded_gradient import guarded_gradient
 from keras_fisher._training.measurements import NOTHING_MEASURED
@@ -428,8 +429,16 @@ class FisherModel(keras.Model):
                 self._schedule,
                 self._planned_step,
                 self._build_before_tracing,
+                self._watch_derivatives(),
             )
         return self.train_function
+
+    def _watch_derivatives(self) -> DerivativeWatch | None:
+        """What looks at layers that nobody knows, if they matter."""
+        penalty = self.penalty
+        if penalty is None or penalty.method != "exact":
+            return None
+        return DerivativeWatch(self.model)
 
     make_train_function.__doc__ = keras.Model.make_train_function.__doc__
 

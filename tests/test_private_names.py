@@ -15,6 +15,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.python.framework import ops
 from tensorflow.python.ops import control_flow_util
 from tensorflow.python.util import _pywrap_util_port
 import training
@@ -130,3 +131,28 @@ def test_no_other_private_name_is_used():
     assert private, "they are what this test is about"
     unknown = {name for name in private if name not in _TABLE}
     assert not unknown, unknown
+
+
+def test_layers_know_the_layers_in_them():
+    inner = keras.layers.Dense(2)
+    outer = keras.layers.TimeDistributed(inner)
+    assert inner in outer._flatten_layers(include_self=True, recursive=True)
+
+
+def test_gradients_are_looked_up_in_a_registry_of_a_class():
+    registry = ops.gradient_registry
+    lookups = []
+    with pytest.MonkeyPatch.context() as patch:
+        own = type(registry).lookup
+        patch.setattr(
+            type(registry),
+            "lookup",
+            lambda self, name: lookups.append(name) or own(self, name),
+        )
+        with tf.GradientTape() as tape:
+            x = tf.constant(2.0)
+            tape.watch(x)
+            y = tf.sin(x)
+        tape.gradient(y, x)
+    assert lookups == ["Sin"]
+    assert registry.lookup("ResizeBilinearGrad") is None

@@ -95,3 +95,24 @@ def with_mask(tensor: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
 def is_keras_own(thing: Any) -> bool:
     """Whether a layer or an operation comes from Keras itself."""
     return type(thing).__module__.split(".")[0] == "keras"
+
+
+def is_keras_function(function: Any) -> bool:
+    """Whether a function comes from Keras itself."""
+    return (getattr(function, "__module__", None) or "").split(".")[0] == (
+        "keras"
+    )
+
+
+def operations_in(layer: keras.layers.Layer) -> list[keras.Operation]:
+    """A layer and all layers and operations in it, each once.
+
+    Operations that are not layers are found in functional models alone.
+    """
+    # Keras has no public way to the layers in a layer.
+    layers = list(layer._flatten_layers(include_self=True, recursive=True))
+    found = {id(each): each for each in layers}
+    for each in layers:
+        for operation in getattr(each, "operations", ()):
+            found.setdefault(id(operation), operation)
+    return list(found.values())

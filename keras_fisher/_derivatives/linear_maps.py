@@ -2,7 +2,8 @@
 
 For y = A x, the gradient of ⟨u, y⟩ at x is Aᵀu, and that of ⟨d, Aᵀu⟩ at u is
 A d again. Of resizing, TensorFlow knows the first; the second it lacks, or
-registers as not differentiable, which tapes take for zero.
+registers as not differentiable, which tapes take for zero. Of slices, XLA
+lacks the second.
 """
 
 from __future__ import annotations
@@ -58,3 +59,15 @@ def resize(own: Callable) -> Callable:
         return linear(lambda x: own(x, size, method, *args, **kwargs))(images)
 
     return resized
+
+
+def slices(own: Callable) -> Callable:
+    """`tf.slice`, linear in what it cuts from, with all its derivatives."""
+
+    def sliced(input_, begin, size, name=None):
+        x = tf.convert_to_tensor(input_)
+        if not x.dtype.is_floating:
+            return own(x, begin, size, name)
+        return linear(lambda x: own(x, begin, size, name))(x)
+
+    return sliced

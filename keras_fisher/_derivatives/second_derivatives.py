@@ -9,6 +9,7 @@ Functions that Keras layers are made of, and what is put in their place:
 | `tf.nn.moments` | a term is missing |
 | `tf.nn.softsign` | there is none |
 | `tf.image.resize` | there is none, or it counts as zero |
+| `tf.slice` under XLA | there is none |
 | `tf.nn.convolution` | slow without XLA, see `convolutions` |
 
 All are replaced while a forward pass is recorded, and only then, each by a
@@ -26,7 +27,9 @@ from types import ModuleType
 
 import tensorflow as tf
 
-# TensorFlow has no public way to ask what it compiles for and runs on.
+# TensorFlow has no public way to ask for its gradients, and what it compiles
+# for and runs on.
+from tensorflow.python.framework import ops as framework_ops
 from tensorflow.python.ops import control_flow_util
 from tensorflow.python.util import _pywrap_util_port
 
@@ -52,6 +55,48 @@ def exact():
 
 
 @contextlib.contextmanager
+def complete():
+    """Context of a second backward pass, in which nothing may get lost.
+
+    Some gradients of operations are registered in TensorFlow as not
+    differentiable, as those of fake quantization and of the addition of sparse
+    tensors. Tapes take that for constant, and leave them out in silence.
+
+    Raises:
+        LookupError: If there is such an operation, as for one that has no
+            second derivative at all.
+    """
+
+    def lookup(registry, name):
+        found = _LOOKUP(registry, name)
+        if (
+            found is None
+            and registry is framework_ops.gradient_registry
+            and "Grad" in name
+        ):
+            raise LookupError(
+                f"The gradient operation {name} is registered as not "
+                f"differentiable{_places_of(name)}."
+            )
+        return found
+
+    with _Replacement(_REGISTRY, "lookup", lookup):
+        yield
+
+
+def _places_of(kind: str) -> str:
+    """Where in the model a kind of operation stands, if a graph tells."""
+    if tf.executing_eagerly():
+        return ""
+    names = [
+        operation.name.removeprefix("gradient_tape/").rpartition("/")[0]
+        for operation in tf.compat.v1.get_default_graph().get_operations()
+        if operation.type == kind
+    ]
+    return f", in {', '.join(sorted(set(names)))}" if names else ""
+
+
+@contextlib.contextmanager
 def explained():
     """Context of a second backward pass that says what its errors mean.
 
@@ -59,7 +104,8 @@ def explained():
         ValueError: If a layer has no second derivative.
     """
     try:
-        yield
+        with complete():
+            yield
     except (LookupError, NotImplementedError) as error:
         # The latter may come from a layer of the user's.
         is_own = isinstance(error, NotImplementedError)
@@ -115,12 +161,14 @@ class _Replacement:
     """Context that replaces a function, in any number of threads.
 
     Args:
-        module: Where the function is.
+        module: Where the function is, or a class that it is a method of.
         name: What it is called there.
         function: What to call instead.
     """
 
-    def __init__(self, module: ModuleType, name: str, function: Callable):
+    def __init__(
+        self, module: ModuleType | type, name: str, function: Callable
+    ):
         self._module, self._name, self._function = module, name, function
         self._lock = threading.Lock()
         self._entered = 0
@@ -147,11 +195,16 @@ def _pools(exact_pool: Callable) -> list[_Replacement]:
     ]
 
 
+_REGISTRY = type(framework_ops.gradient_registry)
+_LOOKUP = _REGISTRY.lookup
 _ALWAYS = [
     _Replacement(tf.nn, "moments", _moments),
     _Replacement(tf.nn, "softsign", _softsign),
     _Replacement(tf.image, "resize", linear_maps.resize(tf.image.resize)),
 ]
-_FOR_XLA = _pools(max_pooling.exact_for_xla)
+_FOR_XLA = [
+    *_pools(max_pooling.exact_for_xla),
+    _Replacement(tf, "slice", linear_maps.slices(tf.slice)),
+]
 _WITHOUT_XLA = _pools(max_pooling.exact)
 _FOR_EIGEN = [_Replacement(tf.nn, "convolution", convolutions.convolution)]

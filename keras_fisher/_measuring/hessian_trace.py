@@ -206,12 +206,13 @@ class _Curvature:
 
         def curvature(k):
             vector = _signs(weights, seed, k)
-            products = tape.gradient(
-                gradients,
-                weights,
-                output_gradients=vector,
-                unconnected_gradients=tf.UnconnectedGradients.ZERO,
-            )
+            with second_derivatives.complete():
+                products = tape.gradient(
+                    gradients,
+                    weights,
+                    output_gradients=vector,
+                    unconnected_gradients=tf.UnconnectedGradients.ZERO,
+                )
             return _inner_product(vector, gradients_lib.dense(products))
 
         return _for_each(curvature, count, weights)

@@ -87,6 +87,15 @@ class Schedule:
             [lambda c=c: function(_plan(c)) for c in codes],
         )
 
+    def next_fresh(self, step: int) -> int | None:
+        """The first step from this one on that has a fresh penalty."""
+        if self._penalty is None:
+            return None
+        last = max(step, self._penalty.start) + self._penalty.every
+        steps = np.arange(step, last)
+        fresh = steps[np.asarray(self._penalty.is_fresh(steps), bool)]
+        return int(fresh[0]) if fresh.size else None
+
     def _codes(self, step):
         """Plans as integers; `step` may be an array, or a tensor."""
         nothing = 0 * step

@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from keras_fisher._training import optimizers
 from keras_fisher._training import replicas
+from keras_fisher._training.derivative_watch import DerivativeWatch
 from keras_fisher._training.measurements import NOTHING_MEASURED
 from keras_fisher._training.measurements import Measurements
 from keras_fisher._training.schedule import Plan
@@ -53,6 +54,8 @@ class TrainFunction:
             replicas (or None) and a plan. Makes a step; returns the logs and
             what was measured.
         begin: Function of the iterator, called as an epoch begins.
+        watch: Looks at the inputs of the first step with a fresh penalty; or
+            None.
     """
 
     def __init__(
@@ -61,11 +64,14 @@ class TrainFunction:
         schedule: Schedule,
         step: Callable[[Any, tf.Tensor | None, Plan], tuple[dict, dict]],
         begin: Callable[[Any], None],
+        watch: DerivativeWatch | None = None,
     ):
         self._model = model
         self._schedule = schedule
         self._step = step
         self._begin = begin
+        self._watch = watch
+        self._watched_step: int | None = None
         self._count = model.steps_per_execution
         self._one_step = self._in_graph(
             self._on_all_replicas(
@@ -87,6 +93,7 @@ class TrainFunction:
         """Makes the steps of one call; returns the logs of the last one."""
         if self._next_step is None:
             self._next_step = optimizers.step_of(self._model)
+            self._watched_step = self._schedule.next_fresh(self._next_step)
             self._begin(iterator)
         if isinstance(
             iterator, (tf.data.Iterator, tf.distribute.DistributedIterator)
@@ -156,10 +163,22 @@ class TrainFunction:
                     "measured": tf.constant(plan.observes),
                 }
 
-            logs, measured = self._schedule.choose(run, number)
+            with tf.control_dependencies(self._watched(number, data)):
+                logs, measured = self._schedule.choose(run, number)
             return logs, {"step": number, **measured}
 
         return one_step
+
+    def _watched(self, number: tf.Tensor, data: Any) -> list:
+        """What a step has to wait for, so that its inputs are looked at."""
+        if self._watch is None:
+            return []
+        strategy = self._model.distribute_strategy
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        one = keras.tree.map_structure(
+            lambda value: strategy.experimental_local_results(value)[0], x
+        )
+        return self._watch.step(number, self._watched_step, one)
 
     @property
     def measurements(self) -> Measurements:

@@ -1,0 +1,228 @@
+"""Wrong second derivatives of layers are found, and right ones are not."""
+
+from __future__ import annotations
+
+import keras
+from keras import layers
+import numpy as np
+import pytest
+import tensorflow as tf
+import training
+
+from keras_fisher._derivatives import catalogue
+from keras_fisher._derivatives import derivative_check
+
+_IMAGES = np.random.default_rng(0).normal(size=(4, 8, 8, 3))
+
+
+@tf.custom_gradient
+def _wrong_in_x(x):
+    y = tf.tanh(x)
+    return y, lambda above: above * tf.stop_gradient(1 - y**2)
+
+
+@tf.custom_gradient
+def _wrong_by_half(x):
+    y = tf.tanh(x)
+    slope = 1 - tf.tanh(x) ** 2
+    mixed = 0.5 * slope + tf.stop_gradient(0.5 * slope)
+    return y, lambda above: above * mixed
+
+
+@tf.custom_gradient
+def _wrong_in_the_cotangent(x):
+    @tf.custom_gradient
+    def backward(above):
+        return 2 * above, lambda above: 3 * above
+
+    return 2 * x, backward
+
+
+@tf.custom_gradient
+def _right(x):
+    return tf.tanh(x), lambda above: above * (1 - tf.tanh(x) ** 2)
+
+
+_WRONG = {
+    "in-x": _wrong_in_x,
+    "by-half": _wrong_by_half,
+    "in-the-cotangent": _wrong_in_the_cotangent,
+    "stopped": lambda x: (x + tf.stop_gradient(tf.sin(x))) ** 2,
+}
+_RIGHT = {
+    "custom": _right,
+    "relu": tf.nn.relu,
+    "abs": tf.abs,
+    "linear": lambda x: 3 * x,
+    "square": tf.square,
+    "softmax": tf.nn.softmax,
+    "sorted": lambda x: tf.sort(x, axis=-1),
+    "largest": lambda x: tf.reduce_max(x, axis=-1, keepdims=True) * x,
+    "pooled": lambda x: tf.nn.avg_pool2d(x, 2, 1, "SAME"),
+    "steps": lambda x: x * tf.floor(x),
+}
+
+
+class Applied(layers.Layer):
+    """A function of somebody else's."""
+
+    def __init__(self, function, **kwargs):
+        super().__init__(**kwargs)
+        self.function = function
+
+    def call(self, x):
+        return self.function(x)
+
+
+class Block(layers.Layer):
+    """Convolution, normalization, activation and dropout in one."""
+
+    def __init__(self, activation, **kwargs):
+        super().__init__(**kwargs)
+        self.convolution = layers.Conv2D(6, 3, padding="same")
+        self.normalization = layers.BatchNormalization()
+        self.dropout = layers.Dropout(0.3)
+        self.activation = activation
+
+    def build(self, shape):
+        self.convolution.build(shape)
+        self.normalization.build((*shape[:-1], 6))
+
+    def call(self, x, training=None):
+        x = self.normalization(self.convolution(x), training=training)
+        return self.dropout(self.activation(x), training=training)
+
+
+def _network(*middle, seed=0, activation="relu"):
+    keras.utils.set_random_seed(seed)
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            # Leaves zeros, where what comes next may have a kink.
+            layers.Conv2D(6, 3, activation=activation),
+            *middle,
+            layers.Flatten(),
+            layers.Dense(3),
+        ]
+    )
+
+
+def _verdicts(model, x=_IMAGES):
+    x = tf.constant(x, model.compute_dtype)
+    chosen = catalogue.unknown(model)
+    return {
+        each.path.rpartition("/")[2]: each.verdict
+        for each in derivative_check.check(model, x, chosen)
+    }
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+@pytest.mark.parametrize("name", _WRONG)
+def test_what_is_wrong_is_found(name, activation, dtype, seed):
+    keras.config.set_dtype_policy(dtype)
+    wrong = Applied(_WRONG[name], name="wrong")
+    right = Applied(_right, name="right")
+    model = _network(wrong, right, seed=seed, activation=activation)
+    assert _verdicts(model) == {"wrong": "differs", "right": "exact"}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", _RIGHT)
+def test_what_is_right_is_left_alone(name, dtype, seed):
+    keras.config.set_dtype_policy(dtype)
+    model = _network(Applied(_RIGHT[name], name="right"), seed=seed)
+    assert _verdicts(model) == {"right": "exact"}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_blocks_with_statistics_kinks_and_random_draws(dtype, seed):
+    keras.config.set_dtype_policy(dtype)
+    model = _network(
+        Block(tf.nn.relu, name="kinks"),
+        Block(_right, name="smooth"),
+        Block(_wrong_in_x, name="wrong"),
+        seed=seed,
+    )
+    assert _verdicts(model) == {
+        "kinks": "exact",
+        "smooth": "exact",
+        "wrong": "differs",
+    }
+
+
+def test_the_figures_are_the_two_derivatives():
+    keras.config.set_dtype_policy("float64")
+    model = _network(Applied(_wrong_by_half, name="wrong"), activation="tanh")
+    (found,) = derivative_check.check(
+        model, tf.constant(_IMAGES), catalogue.unknown(model)
+    )
+    assert found.exact / found.difference == pytest.approx(0.5, rel=1e-3)
+    assert f"{found.difference:.3g}" in str(found)
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_sixteen_bits_are_too_rough_to_tell(policy):
+    keras.config.set_dtype_policy(policy)
+    model = _network(Applied(_wrong_in_x, name="wrong"))
+    assert _verdicts(model) == {"wrong": "undecided"}
+
+
+def _quantized(x):
+    return tf.quantization.fake_quant_with_min_max_args(x, -2.0, 2.0)
+
+
+def _bicubic(x):
+    return tf.raw_ops.ResizeBicubic(images=x, size=[5, 5])
+
+
+@pytest.mark.parametrize("function", [_quantized, _bicubic])
+def test_what_is_not_there_is_missing(function):
+    model = _network(Applied(function, name="none"))
+    assert _verdicts(model) == {"none": "missing"}
+
+
+def test_what_no_variable_comes_before_does_not_matter():
+    augmented = keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            layers.RandomRotation(0.3),
+            Applied(_wrong_in_x),
+            layers.Flatten(),
+            layers.Dense(3),
+        ]
+    )
+    assert _verdicts(augmented) == {}
+
+
+def test_operations_of_functional_models_and_shared_layers():
+    x = keras.Input((8, 8, 3))
+    shared = Applied(_wrong_in_x, name="shared")
+    y = shared(layers.Conv2D(3, 1)(shared(x)))
+    y = keras.ops.image.affine_transform(
+        y, np.array([[1.0, 0.2, 0.1, 0.1, 0.8, 0.3, 0.0, 0.0]], "float32")
+    )
+    model = keras.Model(x, layers.Dense(3)(layers.Flatten()(y)))
+    verdicts = _verdicts(model)
+    assert verdicts.pop("shared") == "differs"
+    assert list(verdicts.values()) == ["differs"]
+
+
+def test_nothing_in_the_model_changes():
+    model = _network(Block(tf.nn.relu))
+    layer = catalogue.unknown(model)[0]
+    before = [v.numpy() for v in model.variables], dict(vars(layer))
+    derivative_check.check(model, tf.constant(_IMAGES), [layer])
+    training.assert_equal([v.numpy() for v in model.variables], before[0])
+    assert vars(layer) == before[1]
+
+
+def test_a_call_that_a_user_has_set_comes_back():
+    layer = Applied(tf.square)
+    layer.call = own = lambda x: 2 * x
+    model = _network(layer)
+    derivative_check.check(model, tf.constant(_IMAGES), [layer])
+    assert layer.call is own

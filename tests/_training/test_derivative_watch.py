@@ -1,0 +1,169 @@
+"""A wrong second derivative in a network is noticed in `fit`."""
+
+from __future__ import annotations
+
+import keras
+from keras import layers
+import numpy as np
+import pytest
+import tensorflow as tf
+import training
+
+import keras_fisher
+from keras_fisher import FisherModel
+from keras_fisher import FisherPenalty
+from keras_fisher._derivatives import derivative_check
+
+_MODES = {
+    "graph": {},
+    "eager": {"run_eagerly": True},
+    "xla": {"jit_compile": True},
+    "several": {"steps_per_execution": 3},
+}
+
+
+@tf.custom_gradient
+def _wrong(x):
+    y = tf.tanh(x)
+    return y, lambda above: above * tf.stop_gradient(1 - y**2)
+
+
+@tf.custom_gradient
+def _right(x):
+    return tf.tanh(x), lambda above: above * (1 - tf.tanh(x) ** 2)
+
+
+class Applied(layers.Layer):
+    def __init__(self, function, **kwargs):
+        super().__init__(**kwargs)
+        self.function = function
+
+    def call(self, x):
+        return self.function(x)
+
+
+def _network(function):
+    keras.utils.set_random_seed(1)
+    return keras.Sequential(
+        [
+            keras.Input((6,)),
+            layers.Dense(8),
+            Applied(function, name="of_a_user"),
+            layers.Dropout(0.2, seed=3),
+            layers.Dense(3),
+        ]
+    )
+
+
+def _model(function, penalty=0.1, **kwargs):
+    return training.compiled(
+        FisherModel(_network(function), penalty, seed=0), **kwargs
+    )
+
+
+def _warnings_of(recorded) -> list[str]:
+    return [
+        str(each.message)
+        for each in recorded
+        if "Second derivatives" in str(each.message)
+    ]
+
+
+@pytest.mark.parametrize("mode", _MODES)
+def test_a_wrong_one_is_told_once_with_its_name(mode, recwarn):
+    model = _model(_wrong, **_MODES[mode])
+    training.fit(model)
+    training.fit(model)
+    (message,) = _warnings_of(recwarn)
+    assert "of_a_user" in message and "finite_difference" in message
+
+
+@pytest.mark.parametrize("mode", _MODES)
+def test_a_right_one_is_not(mode, recwarn):
+    training.fit(_model(_right, **_MODES[mode]))
+    assert not _warnings_of(recwarn)
+
+
+@pytest.mark.parametrize(
+    "penalty, steps",
+    [(FisherPenalty(0.1, start=9), 2), (FisherPenalty(0.1, every=4), 1)],
+    ids=["starts later", "every few steps"],
+)
+def test_it_looks_at_the_first_penalty(penalty, steps, recwarn):
+    model = _model(_wrong, penalty)
+    # Seven batches an epoch.
+    training.fit(model, epochs=1)
+    assert len(_warnings_of(recwarn)) == (steps == 1)
+    training.fit(model, epochs=1)
+    assert len(_warnings_of(recwarn)) == 1
+
+
+@pytest.mark.parametrize(
+    "penalty",
+    [FisherPenalty(0.1, method="finite_difference"), None],
+    ids=["differences", "none"],
+)
+def test_what_needs_no_second_derivative_is_not_looked_at(penalty, monkeypatch):
+    monkeypatch.setattr(derivative_check, "check", None)
+    training.fit(_model(_wrong, penalty))
+
+
+def test_networks_that_are_known_are_not_looked_at(monkeypatch):
+    monkeypatch.setattr(derivative_check, "check", None)
+    model = training.compiled(FisherModel(training.network(), 0.1))
+    training.fit(model)
+    graph = model.train_function._many_steps.get_concrete_function(
+        iter(tf.data.Dataset.from_tensors((training.X, training.Y)))
+    ).graph
+    assert not [
+        operation
+        for operation in graph.get_operations()
+        if "PyFunc" in operation.type
+    ]
+
+
+@pytest.mark.parametrize("mode", ["graph", "eager"])
+def test_training_is_the_same_to_the_bit(mode, monkeypatch):
+    found = []
+    for looks in (True, False):
+        if not looks:
+            monkeypatch.setattr(derivative_check, "check", lambda *_: [])
+        model = _model(_right, **_MODES[mode])
+        training.fit(model)
+        found.append([v.numpy() for v in model.variables])
+    training.assert_equal(*found)
+
+
+def test_several_replicas(recwarn):
+    strategy = tf.distribute.MirroredStrategy(["CPU:0"])
+    with strategy.scope():
+        model = _model(_wrong)
+    training.fit(model)
+    assert len(_warnings_of(recwarn)) == 1
+
+
+def test_the_report_of_the_same_network():
+    report = keras_fisher.check_derivatives(_network(_wrong), training.X)
+    verdicts = {
+        each.path.rpartition("/")[2].rstrip("_0123456789"): each.verdict
+        for each in report
+    }
+    assert verdicts.pop("of_a_user") == "differs"
+    assert set(verdicts.values()) == {"exact"}
+    assert not report.is_exact and "of_a_user: differs" in str(report)
+    report = keras_fisher.check_derivatives(
+        _network(_right), training.X, training.Y
+    )
+    assert report.is_exact
+    frozen = _network(_right)
+    frozen.trainable = False
+    with pytest.raises(ValueError, match="no derivatives"):
+        keras_fisher.check_derivatives(frozen, training.X)
+
+
+def test_the_report_builds_and_changes_nothing():
+    model = training.Subclassed()
+    seeds = [v.numpy() for v in model.non_trainable_variables]
+    report = keras_fisher.check_derivatives(model, training.X)
+    assert len(report.layers) == 4 and report.is_exact, str(report)
+    np.testing.assert_array_equal(seeds, model.non_trainable_variables)
