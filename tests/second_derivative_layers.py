@@ -12,6 +12,8 @@ import keras
 import numpy as np
 import second_derivative_cases as cases
 
+from keras_fisher._common import keras_layers
+
 
 def layer_case(
     make: Callable, *arrays, modes=cases.Case.modes, **kwargs
@@ -30,9 +32,7 @@ def layer_case(
     def function(*tensors):
         given = iter(tensors)
         x = [next(given) if f else a for a, f in zip(arrays, floats)]
-        scope = keras.StatelessScope(
-            state_mapping=[*zip(variables, given), *state]
-        )
+        scope = keras_layers.FixedScope(zip(variables, given), state)
         with scope:
             return layer(x if len(x) > 1 else x[0], training=True, **kwargs)
 
@@ -221,6 +221,9 @@ LAYERS_EXACT: dict[str, Callable[[], cases.Case]] = {
         ),
         _SEQUENCE,
     ),
+    "SpectralNormalization": _layer(
+        lambda: _L.SpectralNormalization(_L.Dense(3, "tanh")), cases.X
+    ),
     "TimeDistributed": _layer(
         lambda: _L.TimeDistributed(_L.Dense(2, "tanh")), _SEQUENCE
     ),
@@ -286,9 +289,6 @@ LAYERS_DIFFERENCES = {
             "RandomZoom",
         ),
         cases.INVERSE + "; no matter where no variable comes before",
-    ),
-    "SpectralNormalization": (
-        "exact for the kernel that it has written, as Keras takes it"
     ),
 }
 LAYERS_CONSTANT = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -23,6 +24,29 @@ def snapshot(layer: keras.layers.Layer) -> list[tuple]:
         (variable, tf.identity(variable.value))
         for variable in layer.non_trainable_variables
     ]
+
+
+class FixedScope(keras.StatelessScope):
+    """Scope of a call from given values, which layers do not overwrite.
+
+    Spectral normalization, for one, assigns its kernel when it is called, and
+    the gradient that Keras trains with is that at the kernel it has written.
+    To ask for the gradient elsewhere is to put another kernel in that place.
+
+    Args:
+        fixed: Pairs of variables and the values they have and keep.
+        state: Pairs of variables and the values they start with.
+    """
+
+    def __init__(self, fixed: Iterable[tuple], state: Iterable[tuple] = ()):
+        fixed = list(fixed)
+        super().__init__(state_mapping=[*state, *fixed])
+        self._fixed = {id(variable) for variable, _ in fixed}
+
+    def add_update(self, update: tuple) -> None:
+        variable, _ = update
+        if id(variable) not in self._fixed:
+            super().add_update(update)
 
 
 def build_by_call(layer: keras.layers.Layer, *args, **kwargs) -> None:

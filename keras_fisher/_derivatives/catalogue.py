@@ -45,7 +45,8 @@ _LAYERS = _names(
     "Rescaling Reshape Resizing ReversibleEmbedding STFTSpectrogram "
     "SeparableConv1D SeparableConv2D SimpleRNN SimpleRNNCell Softmax "
     "Solarization SpatialDropout1D SpatialDropout2D SpatialDropout3D "
-    "StackedRNNCells Subtract TimeDistributed UnitNormalization "
+    "SpectralNormalization StackedRNNCells Subtract TimeDistributed "
+    "UnitNormalization "
     "UpSampling1D UpSampling2D UpSampling3D ZeroPadding1D ZeroPadding2D "
     "ZeroPadding3D"
 )

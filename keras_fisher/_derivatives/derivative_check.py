@@ -190,9 +190,9 @@ def _function_of(call: _Call, state: list) -> Callable:
     count = sum(call.moving)
 
     def function(values):
-        mapping = [*state, *zip(call.variables, values[count:])]
+        fixed = zip(call.variables, values[count:])
         with (
-            keras.StatelessScope(state_mapping=mapping),
+            keras_layers.FixedScope(fixed, state),
             second_derivatives.exact(),
         ):
             outputs = call(values[:count])

@@ -113,10 +113,10 @@ class Forward:
             lambda x: next(inputs) if id(x) in watched else x, self.inputs
         )
         variables = self.layer.trainable_variables
-        state = [*zip(variables, targets), *self._state_before]
+        fixed = zip(variables, targets)
         tape = _tape()
         with (
-            keras.StatelessScope(state_mapping=state),
+            keras_layers.FixedScope(fixed, self._state_before),
             _recording([tape], targets, differentiable=False),
         ):
             outputs = self.layer(inputs, training=True)

@@ -295,7 +295,6 @@ class _Dense(keras.layers.Dense):
         keras.layers.Lambda(lambda x: x),
         keras.layers.Dense(2, activation=lambda x: x**2),
         keras.layers.Activation(tf.nn.relu),
-        keras.layers.SpectralNormalization(keras.layers.Dense(2)),
         keras.layers.RandomRotation(0.1),
     ],
 )
