@@ -114,6 +114,23 @@ def test_tensorflow_tells_what_it_compiles_for_and_runs_on():
     assert isinstance(_pywrap_util_port.IsMklEnabled(), bool)
 
 
+def test_graphs_know_the_functions_that_they_call():
+    @tf.function(autograph=False)
+    def outer(x):
+        return tf.map_fn(tf.sin, x)
+
+    graph = outer.get_concrete_function(tf.zeros([3])).graph
+    names = [
+        op.get_attr("body").name
+        for op in graph.get_operations()
+        if op.type.endswith("While")
+    ]
+    body = graph._get_function(names[0]).graph
+    assert "Sin" in [op.type for op in body.get_operations()]
+    assert len(body.inputs) == len(body.outputs)
+    assert graph._get_function("another") is None
+
+
 def test_no_other_private_name_is_used():
     """Attributes with an underscore that nothing of ours has defined."""
     used, own = set(), {"_fields"}  # of named tuples, which is public

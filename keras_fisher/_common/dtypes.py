@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import numpy as np
 import tensorflow as tf
+
+# NumPy does not know these.
+_DIGITS = {"bfloat16": 7, "float8_e4m3fn": 3, "float8_e5m2": 2}
 
 
 def at_least_single(dtype) -> tf.DType:
     """A dtype of floating point, or single precision if that has 16 bits."""
     dtype = tf.as_dtype(dtype)
     return dtype if dtype.size >= 4 else tf.float32
+
+
+def rounding_unit(dtype) -> float:
+    """The distance of 1 to the next larger number of a dtype."""
+    dtype = tf.as_dtype(dtype)
+    if dtype.name in _DIGITS:
+        return 2.0 ** -_DIGITS[dtype.name]
+    return float(np.finfo(dtype.as_numpy_dtype).eps)
 
 
 def precise(x) -> tf.Tensor:

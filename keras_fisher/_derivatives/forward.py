@@ -19,6 +19,7 @@ import tensorflow as tf
 from keras_fisher._common import keras_layers
 from keras_fisher._common import random_draws
 from keras_fisher._common import structures
+from keras_fisher._derivatives import precision as precision_lib
 from keras_fisher._derivatives import second_derivatives
 from keras_fisher._derivatives.independence import examples_are_independent
 
@@ -70,6 +71,8 @@ class Forward:
         tape: Persistent tape from `targets` to `subset_outputs`.
         second_tape: Another one, for second derivatives; None if not asked
             for.
+        precision: The coarsest dtype on the way from `targets` to the
+            outputs; None if the pass is not replayable.
     """
 
     outputs: Any
@@ -82,8 +85,10 @@ class Forward:
     targets: list
     tape: tf.GradientTape
     second_tape: tf.GradientTape | None
+    precision: tf.DType | None
     _state_before: list
     _was_picked: bool
+    _is_differentiable: bool
 
     @property
     def num_variables(self) -> int:
@@ -107,19 +112,12 @@ class Forward:
         Returns:
             A tape from `targets` to the outputs for the subset, and these.
         """
-        inputs = iter(targets[self.num_variables :])
-        watched = {id(t) for t in self.targets[self.num_variables :]}
-        inputs = keras.tree.map_structure(
-            lambda x: next(inputs) if id(x) in watched else x, self.inputs
-        )
-        variables = self.layer.trainable_variables
-        fixed = zip(variables, targets)
         tape = _tape()
-        with (
-            keras_layers.FixedScope(fixed, self._state_before),
-            _recording([tape], targets, differentiable=False),
-        ):
-            outputs = self.layer(inputs, training=True)
+        # Of the same functions as the first time, to round alike.
+        with _recording([tape], targets, self._is_differentiable):
+            outputs = _call_on(
+                self.layer, self.inputs, targets, self._state_before
+            )
             if self._was_picked:
                 outputs = self.subset.of(outputs)
         return tape, outputs
@@ -166,6 +164,11 @@ def run(
         targets += [
             x for x in keras.tree.flatten(run_on) if x.dtype.is_floating
         ]
+    precision = None
+    if replayable and tf.executing_eagerly():
+        # Before the pass: layers may keep what they were called with last.
+        with _recording([], [], differentiable):
+            precision = _traced_precision(layer, run_on, targets)
     tape, second_tape = _tape(), _tape() if twice else None
     tapes = [second_tape, tape] if twice else [tape]
     with _recording(tapes, targets, differentiable):
@@ -177,6 +180,8 @@ def run(
         outputs = _joined(
             subset_outputs, layer(rest, training=True), subset, batch_size
         )
+    if replayable and precision is None:
+        precision = precision_lib.of_graph(targets, subset_outputs)
     return Forward(
         outputs=outputs,
         subset_outputs=subset_outputs,
@@ -188,8 +193,42 @@ def run(
         targets=targets,
         tape=tape,
         second_tape=second_tape,
+        precision=precision,
         _state_before=state_before,
         _was_picked=subset.first is not None and not splits,
+        _is_differentiable=differentiable,
+    )
+
+
+def _call_on(layer, inputs: Any, targets: list, state: list) -> Any:
+    """Calls a layer on other values of targets, and changes nothing.
+
+    Args:
+        layer: The layer.
+        inputs: Its inputs.
+        targets: Tensors in place of the values of its trainable variables,
+            and then, if there are more, of the inputs of floating point.
+        state: Pairs of other variables and values, as in `snapshot`.
+    """
+    variables = layer.trainable_variables
+    others = iter(targets[len(variables) :])
+    if len(targets) > len(variables):
+        inputs = keras.tree.map_structure(
+            lambda x: next(others) if x.dtype.is_floating else x, inputs
+        )
+    with keras_layers.FixedScope(zip(variables, targets), state):
+        return layer(inputs, training=True)
+
+
+def _traced_precision(layer, inputs: Any, targets: list) -> tf.DType:
+    """The coarsest dtype of a pass that runs eagerly."""
+    return precision_lib.of_function(
+        lambda tensors: _call_on(layer, inputs, tensors, []),
+        targets,
+        otherwise=[
+            keras_layers.compute_dtype(layer),
+            *(t.dtype for t in targets),
+        ],
     )
 
 

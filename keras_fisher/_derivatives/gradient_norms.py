@@ -195,7 +195,7 @@ class SquaredNorms:
         ):
             direction[i] = here[i] if is_selected else None
         step = gradients_lib.difference_step(
-            direction, forward.targets, forward.dtype
+            direction, forward.targets, forward.precision
         )
         moved = [
             tf.identity(t)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
+from keras_fisher._common import dtypes
 from keras_fisher._derivatives import loss_scale
 
 Gradients = list  # of tensors, None where a source is not connected
@@ -231,13 +232,12 @@ def difference_step(direction: Gradients, at: Sequence, dtype) -> tf.Tensor:
     Args:
         direction: Tensors of the shapes of `at`, or None.
         at: The tensors to be moved.
-        dtype: The dtype in which the gradient is computed.
+        dtype: The coarsest dtype in which the gradient is computed.
 
     Returns:
         A finite scalar of the dtype of the squared norms.
     """
-    unit = tf.as_dtype(dtype).as_numpy_dtype
-    unit = float(np.finfo(unit).eps if dtype != "bfloat16" else 2.0**-7)
+    unit = dtypes.rounding_unit(dtype)
     length = tf.sqrt(tf.reduce_sum(squared_norms(direction)))
     size = tf.sqrt(tf.reduce_sum(squared_norms([tf.identity(a) for a in at])))
     tiny = np.finfo(length.dtype.as_numpy_dtype).tiny

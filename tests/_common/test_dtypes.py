@@ -25,3 +25,15 @@ def test_a_factor_of_one_costs_nothing():
     assert dtypes.times(x, 1.0) is x
     # What is not known to be 1 has to be multiplied by.
     assert not dtypes.is_one(tf.constant(1.0))
+
+
+@pytest.mark.parametrize(
+    "name, unit",
+    [("float64", 2**-52), ("float16", 2**-10), ("bfloat16", 2**-7)],
+)
+def test_the_rounding_unit_is_the_step_from_one(name, unit):
+    assert dtypes.rounding_unit(name) == unit
+    dtype = tf.as_dtype(name)
+    one = tf.ones([], dtype)
+    assert one + tf.cast(unit, dtype) > one
+    assert one + tf.cast(unit / 2, dtype) == one
