@@ -16,8 +16,10 @@ import second_derivative_layers as layer_cases
 import second_derivatives_page
 import tensorflow as tf
 
+import keras_fisher
 from keras_fisher._derivatives import catalogue
 from keras_fisher._derivatives import second_derivatives
+from keras_fisher._measuring import hessian_trace
 
 _ROOT = pathlib.Path(__file__).parents[2]
 _MODES = [
@@ -308,3 +310,54 @@ def test_the_page_is_up_to_date():
     assert page == second_derivatives_page.written(), (
         "Write it with `python tests/second_derivatives_page.py`."
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", layer_cases.LAYERS_EXACT)
+def test_curvature_of_losses_behind_each_layer(name):
+    """`hessian_trace` of a loss of the layer's outputs, for its weights."""
+    case = layer_cases.LAYERS_EXACT[name]()
+    if case.step != cases.Case.step:
+        pytest.skip("in single precision")
+    model = OfArrays(case)
+    x, y = np.zeros([1, 1]), np.zeros([1, 1])
+    model.compile("sgd", lambda y, outputs: outputs)
+    trace = keras_fisher.hessian_trace(
+        model, x, y, num_probes=4, tolerance=None, seed=3
+    )
+    curvature = hessian_trace._Curvature(
+        model, hessian_trace._loss_function(model, None)
+    )
+    curvature._has_second_derivative = False
+    differences = curvature(
+        tf.constant(x), tf.constant(y), None, tf.constant([3, 0], tf.int64), 4
+    )
+    assert float(trace) == pytest.approx(differences.mean(), rel=1e-4, abs=1e-4)
+
+
+class OfArrays(keras.Model):
+    """What a case differentiates by is its weights."""
+
+    def __init__(self, case):
+        super().__init__()
+        self.case = case
+        self.arrays = [
+            self.add_weight(shape=a.shape, initializer="zeros")
+            for a in case.arrays
+        ]
+        for variable, value in zip(self.arrays, case.arrays):
+            variable.assign(value)
+        self.built = True
+
+    def call(self, x):
+        outputs = tf.nest.flatten(
+            self.case.function(*[v.value for v in self.arrays])
+        )
+        total = tf.add_n(
+            [
+                tf.reduce_sum(tf.sin(tf.cast(y, "float64")))
+                for y in outputs
+                if y.dtype.is_floating
+            ]
+        )
+        return total + 0.0 * x
