@@ -210,7 +210,8 @@ class Penalty:
                 from variables.
 
         Returns:
-            A `Forward`, whose `outputs` are for the loss.
+            A `Forward`, whose `outputs` are for the loss. Its examples, B of
+            them, are the rows of the outputs.
         """
         return forward_lib.run(
             layer,

@@ -154,10 +154,13 @@ def run(
         A `Forward`.
     """
     state_before = keras_layers.snapshot(layer) if replayable else []
-    batch_size = _batch_size(inputs)
-    subset = _draw_subset(fraction, batch_size, seed)
-    splits = subset.first is not None and _can_split(layer, subset, batch_size)
-    run_on, rest = _split(inputs, subset) if splits else (inputs, None)
+    subset, run_on, rest = None, inputs, None
+    if fraction < 1 and examples_are_independent(layer):
+        batch_size = number_of_examples(inputs)
+        subset = _draw_subset(fraction, batch_size, seed)
+        # Not every layer takes a rest without an example.
+        if tf.is_tensor(subset.size) or subset.size < batch_size:
+            run_on, rest = _split(inputs, subset)
 
     targets = keras_layers.values_of(layer.trainable_variables)
     if watch_inputs:
@@ -174,9 +177,13 @@ def run(
     with _recording(tapes, targets, differentiable):
         outputs = subset_outputs = layer(run_on, training=True)
         mask = structures.apply(keras_layers.mask_of, outputs)
-        if not splits:
+        if subset is None:
+            # A graph network has other rows in its inputs.
+            batch_size = number_of_examples(outputs)
+            subset = _draw_subset(fraction, batch_size, seed)
+        if rest is None:
             subset_outputs, mask = subset.of(outputs), subset.of(mask)
-    if splits:
+    if rest is not None:
         outputs = _joined(
             subset_outputs, layer(rest, training=True), subset, batch_size
         )
@@ -195,7 +202,7 @@ def run(
         second_tape=second_tape,
         precision=precision,
         _state_before=state_before,
-        _was_picked=subset.first is not None and not splits,
+        _was_picked=subset.first is not None and rest is None,
         _is_differentiable=differentiable,
     )
 
@@ -246,13 +253,6 @@ def _draw_subset(fraction: float, batch_size, seed) -> Subset:
     return Subset(size, first)
 
 
-def _can_split(layer, subset: Subset, batch_size) -> bool:
-    """Whether the subset may run apart from the rest."""
-    # Not every layer takes a rest without an example.
-    has_rest = tf.is_tensor(subset.size) or subset.size < batch_size
-    return has_rest and examples_are_independent(layer)
-
-
 def _split(inputs: Any, subset: Subset) -> tuple[Any, Any]:
     """Inputs of the subset, and of the other examples."""
     turned = keras.tree.map_structure(
@@ -291,10 +291,22 @@ def _recording(tapes: list[tf.GradientTape], targets: list, differentiable):
         yield
 
 
-def _batch_size(inputs: Any) -> int | tf.Tensor:
-    first = keras.tree.flatten(inputs)[0]
-    static = first.shape[0]
-    return tf.shape(first)[0] if static is None else int(static)
+def number_of_examples(tensors: Any) -> int | tf.Tensor:
+    """The rows of tensors, an integer if it is known.
+
+    Raises:
+        ValueError: If they are known to differ.
+    """
+    leaves = structures.leaves(tensors)
+    known = {t.shape[0] for t in leaves if t.shape.rank} - {None}
+    if len(known) > 1:
+        raise ValueError(
+            "Examples are counted by the rows of the outputs (and, with a "
+            "`fraction`, of the inputs), which must be as many in all of "
+            f"them. Received: shapes {[tuple(t.shape) for t in leaves]}. Wrap "
+            "a model whose outputs have a row for each example."
+        )
+    return int(*known) if known else tf.shape(leaves[0])[0]
 
 
 def _turned(x: tf.Tensor, first: tf.Tensor) -> tf.Tensor:

@@ -53,8 +53,8 @@ class Batch:
         outputs: Its outputs, in 32 bits or more as scores are wanted.
         likelihood: Of the outputs.
         y: Labels of the data set, or None.
-        size: Number of examples. There may be some behind them, which are to
-            be drawn labels for once more.
+        size: Number of examples, a tensor if it is not known. There may be
+            some behind them, which are to be drawn labels for once more.
         seed: What draws start from: `int64` of shape `(2,)`.
         position: Number of examples in the batches before.
         draws: Draws of labels for each example.
@@ -64,7 +64,7 @@ class Batch:
     outputs: Any
     likelihood: Likelihood
     y: Any
-    size: int
+    size: int | tf.Tensor
     seed: tf.Tensor
     position: tf.Tensor
     draws: int
@@ -80,6 +80,8 @@ class Batch:
         shift = tf.stack([tf.constant(0, tf.int64), tf.cast(k, tf.int64)])
         seed = random_draws.from_example(self.seed + shift, self.position)
         outputs, size = self.outputs, self.size
+        if tf.is_tensor(size):
+            return self.likelihood.sample(outputs, seed)
         labels = self.likelihood.sample(
             structures.apply(lambda t: t[:size], outputs), seed
         )

@@ -16,6 +16,7 @@ from keras_fisher._common import keras_layers
 from keras_fisher._common import noisy_targets
 from keras_fisher._common import random_draws
 from keras_fisher._common import structures
+from keras_fisher._derivatives.forward import number_of_examples
 from keras_fisher._measuring import batches as batches_lib
 from keras_fisher._measuring import estimators
 from keras_fisher._measuring import function_cache
@@ -72,7 +73,9 @@ def fisher_trace(
     pass. `"exact"` takes one less than there are classes, times the tokens or
     pixels of an example; with the other likelihoods, one for each output. The
     error of `"batch"` is tens of percent, but it needs no gradient of single
-    examples, and so holds with batch normalization in training mode.
+    examples, and so holds with batch normalization in training mode, and for
+    graph networks: it counts examples by the rows of the outputs, of which the
+    inputs may have more (atoms of molecules); the others refuse such models.
 
     Args:
         model: A Keras model, or any layer. Each of several outputs needs a
@@ -110,7 +113,8 @@ def fisher_trace(
         ValueError: If an argument is not as described; if the model has no
             trainable variable, or outputs that the likelihood does not expect;
             if the gradient of a single example does not exist (batch
-            normalization in training mode).
+            normalization in training mode; outputs whose rows are not those
+            of the inputs).
 
     Example:
     ```python
@@ -145,10 +149,9 @@ def fisher_trace(
     draws = num_samples if row.draws_labels else 1
     sums, position = Sums(model.trainable_variables, by), 0
     for inputs, labels, _ in batches:
-        size = batches_lib.size_of(inputs)
         labels = _given(labels, estimator) if row.reads_labels else None
         with function_cache.in_graphs():
-            values, again = measure(inputs, labels, seed, position, draws)
+            values, again, size = measure(inputs, labels, seed, position, draws)
         sums.add(values, again, size)
         position += size
     return sums.result(has_error=row.draws_labels)
@@ -172,7 +175,7 @@ class _Measure:
 
     def __call__(
         self, x: Any, y: Any, seed: int, position: int, draws: int
-    ) -> tuple[np.ndarray, np.ndarray | None]:
+    ) -> tuple[np.ndarray, np.ndarray | None, int]:
         """Measures one batch.
 
         Args:
@@ -183,7 +186,8 @@ class _Measure:
             draws: Draws of labels for each example.
 
         Returns:
-            What `Sums.add` takes.
+            What `Sums.add` takes: with `"batch"`, the examples are the rows
+            of the outputs.
         """
         if self._classes is None:
             self._inspect(x)
@@ -197,15 +201,24 @@ class _Measure:
         pieces = []
         for begin in range(0, size, length):
             piece = batches_lib.rows((x, y), begin, begin + length)
-            values, _ = self._measure(*piece, seed, position + begin, draws)
+            values, *_ = self._measure(*piece, seed, position + begin, draws)
             pieces.append(values)
-        return np.concatenate(pieces, axis=1), None
+        return np.concatenate(pieces, axis=1), None, size
 
     def _inspect(self, x: Any) -> None:
-        """Looks at outputs, and refuses what the likelihood does not expect."""
-        one = keras.tree.map_structure(lambda t: t[:1], x)
-        outputs = keras_layers.outputs_of(self._model(), one)
+        """Looks at outputs, and refuses what is not expected of them."""
+        outputs = keras_layers.outputs_of(self._model(), x)
         self._likelihood.check_structure(outputs)
+        rows = number_of_examples(outputs)
+        if self._estimator.by_example and rows != batches_lib.size_of(x):
+            raise ValueError(
+                f"The outputs have {rows} rows, the first of the inputs has "
+                f"{batches_lib.size_of(x)}, so that it is unknown which "
+                "inputs an example has; gradients of single examples need as "
+                'many. Use `estimator="batch"`, which counts examples by the '
+                "rows of the outputs."
+            )
+        outputs = structures.apply(lambda t: t[:1], outputs)
         self._likelihood.check(outputs)
         self._classes = structures.apply(lambda t: t.shape[-1], outputs)
         if self._estimator.sums_over_labels:
@@ -218,6 +231,7 @@ class _Measure:
     def _measure(self, x, y, seed, position, draws):
         with_pairs = self._estimator.draws_pairs(draws)
         values, again = [], None
+        size = batches_lib.size_of(x)
         for first in range(0, draws, _MOST_DRAWS):
             count = min(_MOST_DRAWS, draws - first)
             found = self._function(x, y, count, with_pairs)(
@@ -227,9 +241,10 @@ class _Measure:
                 tf.constant(position, tf.int64),
             )
             values.append(found["values"].numpy())
+            size = int(found.get("size", size))
             if with_pairs:
                 again = found["again"].numpy()
-        return np.concatenate(values), again
+        return np.concatenate(values), again, size
 
     def _function(self, x, y, draws: int, with_pairs: bool) -> Callable:
         shapes = tuple(
@@ -250,6 +265,8 @@ class _Measure:
             if with_pairs:
                 x, rows = _with_pairs(x, seed)
             recording = record(x)
+            if not self._estimator.by_example:
+                size = recording.size
             batch = estimators.Batch(
                 recording,
                 structures.split(recording.outputs, recording.structure),
@@ -262,7 +279,7 @@ class _Measure:
             )
             norms = self._estimator.norms(batch)
             if not with_pairs:
-                return {"values": norms}
+                return {"values": norms, "size": size}
             first = tf.gather(norms[0], rows)
             return {
                 "values": norms[:, :size],

@@ -54,8 +54,22 @@ class Call(NamedTuple):
         return structures.apply(keras_layers.mask_of, self.structure)
 
 
-def recorded_call(layer: keras.layers.Layer, x: Any, training: bool) -> Call:
-    """Calls a layer on copies of its weights and inputs, on a tape."""
+def recorded_call(
+    layer: keras.layers.Layer,
+    x: Any,
+    training: bool,
+    *,
+    has_row_for_each: bool = True,
+) -> Call:
+    """Calls a layer on copies of its weights and inputs, on a tape.
+
+    Args:
+        layer: The layer.
+        x: Its inputs.
+        training: The mode that it is called in.
+        has_row_for_each: Whether the outputs have a row for each of the
+            inputs.
+    """
     # Operations get the same names whenever this comes first in a graph, by
     # which `Layout` finds them again.
     weights = [tf.identity(v.value) for v in layer.trainable_variables]
@@ -65,7 +79,8 @@ def recorded_call(layer: keras.layers.Layer, x: Any, training: bool) -> Call:
         for weight in weights:
             tape.watch(weight)
         structure, scope = call(layer, weights, x, training)
-        structure = _of_known_size(structure, x)
+        if has_row_for_each:
+            structure = _of_known_size(structure, x)
         outputs = structures.join(structure)
     return Call(weights, x, structure, outputs, scope, tape)
 

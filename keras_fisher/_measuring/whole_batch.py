@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras_fisher._common import keras_layers
 from keras_fisher._derivatives import gradients as gradients_lib
 from keras_fisher._derivatives import loss_scale
-from keras_fisher._measuring import batches as batches_lib
+from keras_fisher._derivatives.forward import number_of_examples
 from keras_fisher._measuring.recorded_call import recorded_call
 
 
@@ -17,21 +17,26 @@ class Recording:
     """A forward pass, ready for the squared norm of the mean gradient.
 
     As `per_example.Recording`, with one row for all examples: B ‖ĝ‖².
+
+    Attributes:
+        size: B, the number of rows of the outputs: a graph network has more of
+            them in its inputs.
     """
 
     def __init__(self, model, x: Any, training: bool):
-        call = recorded_call(model, x, training)
+        call = recorded_call(model, x, training, has_row_for_each=False)
         self._weights, self._tape = call.weights, call.tape
         self.structure, self.outputs = call.structure, call.outputs
         self.mask = call.mask
         self._compute_dtype = keras_layers.compute_dtype(model)
-        self._size = batches_lib.size_of(x)
+        self.size = number_of_examples(call.structure)
 
     def squared_norms(self, *cotangents: tf.Tensor) -> tf.Tensor:
         return tf.stack([self._squared_norms(c) for c in cotangents])
 
     def _squared_norms(self, cotangent: tf.Tensor) -> tf.Tensor:
-        cotangent /= self._size
+        size = tf.cast(self.size, cotangent.dtype)
+        cotangent /= tf.maximum(size, 1)
         scale = loss_scale.fitting([cotangent], self._compute_dtype)
         gradients = self._tape.gradient(
             self.outputs,
@@ -39,4 +44,5 @@ class Recording:
             output_gradients=tf.cast(cotangent * scale, self.outputs.dtype),
         )
         gradients = gradients_lib.dense(gradients)
-        return self._size * gradients_lib.squared_norms(gradients, scale)[None]
+        norms = gradients_lib.squared_norms(gradients, scale)
+        return tf.cast(size, norms.dtype) * norms[None]
