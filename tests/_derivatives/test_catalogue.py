@@ -332,7 +332,11 @@ def test_curvature_of_losses_behind_each_layer(name):
     differences = curvature(
         tf.constant(x), tf.constant(y), None, tf.constant([3, 0], tf.int64), 4
     )
-    assert float(trace) == pytest.approx(differences.mean(), rel=1e-4, abs=1e-4)
+    # TensorFlow resizes in single precision.
+    is_rough = name.startswith(("Resizing", "UpSampling2D "))
+    assert float(trace) == pytest.approx(
+        differences.mean(), rel=2e-2 if is_rough else 1e-4, abs=1e-4
+    )
 
 
 class OfArrays(keras.Model):
