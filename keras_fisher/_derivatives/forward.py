@@ -162,11 +162,7 @@ def run(
         if tf.is_tensor(subset.size) or subset.size < batch_size:
             run_on, rest = _split(inputs, subset)
 
-    targets = keras_layers.values_of(layer.trainable_variables)
-    if watch_inputs:
-        targets += [
-            x for x in keras.tree.flatten(run_on) if x.dtype.is_floating
-        ]
+    targets = _targets(layer, run_on if watch_inputs else [])
     precision = None
     if replayable and tf.executing_eagerly():
         # Before the pass: layers may keep what they were called with last.
@@ -205,6 +201,14 @@ def run(
         _was_picked=subset.first is not None and rest is None,
         _is_differentiable=differentiable,
     )
+
+
+def _targets(layer, watched_inputs: Any) -> list:
+    """What gradients are taken by: variables, and inputs that are watched."""
+    return [
+        *keras_layers.values_of(layer.trainable_variables),
+        *(x for x in keras.tree.flatten(watched_inputs) if x.dtype.is_floating),
+    ]
 
 
 def _call_on(layer, inputs: Any, targets: list, state: list) -> Any:
