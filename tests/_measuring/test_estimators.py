@@ -167,8 +167,9 @@ def test_exact_takes_a_backward_pass_less_than_classes(
     keras_fisher.fisher_trace(
         model, x, estimator="exact", likelihood="categorical"
     )
-    # The check takes one; batches of five are cut into pieces of two and one.
-    assert passes == [1, 7, 7]
+    # The check goes by fast norms alone; batches of five are cut into pieces of
+    # two and one.
+    assert passes == [7, 7]
 
 
 def test_masked_tokens_are_no_part_of_an_example():
