@@ -248,7 +248,10 @@ def difference_step(direction: Gradients, at: Sequence, dtype) -> tf.Tensor:
 
 
 def with_gradient(
-    value: tf.Tensor, variables: Sequence, gradients: Gradients
+    value: tf.Tensor,
+    variables: Sequence,
+    gradients: Gradients,
+    when_used: Callable[[], None] = lambda: None,
 ) -> tf.Tensor:
     """Gives `value` a gradient that was computed in another way.
 
@@ -256,6 +259,7 @@ def with_gradient(
         value: Scalar.
         variables: Variables or tensors.
         gradients: A tensor of its shape for each variable, or None.
+        when_used: Called as somebody differentiates it, or traces that.
 
     Returns:
         A scalar with the value of `value`, whose derivative with respect to
@@ -270,6 +274,7 @@ def with_gradient(
     @tf.custom_gradient
     def attach(value, *tensors):
         def backward(upstream):
+            when_used()
             return tf.zeros_like(value), *[
                 tf.cast(upstream, t.dtype) * tf.cast(g, t.dtype)
                 for t, (_, g) in zip(tensors, connected)

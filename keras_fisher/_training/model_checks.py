@@ -31,8 +31,9 @@ def check_wrappable(model: Any) -> None:
             "`FisherModel` trains with its own step, so that the "
             f"`{'` and `'.join(own)}` of {type(model).__name__} would have no "
             "effect. Wrap the network inside of it, or use "
-            "`keras_fisher.layers.FisherRegularization`, which works with any "
-            "training step."
+            "`keras_fisher.layers.FisherRegularization`, which works in a "
+            "training step that calls the model with `training=True` and adds "
+            "`self.losses` to the loss."
         )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from typing import Any
+import warnings
+import weakref
 
 import keras
 import tensorflow as tf
@@ -47,6 +49,11 @@ class FisherRegularization(keras.layers.Wrapper):
     nor the optimizer: where that accumulates the gradients of N batches, each
     of them is penalized by itself. Divide α by N to get `FisherModel`'s
     penalty of all N together.
+
+    A `train_step` of your own has to call the model with `training=True`, and
+    to add `self.losses` to the loss, as Keras's does. Where one of them is
+    missing the penalty has no effect: a `UserWarning` says so at the end of the
+    epoch, unless the model's own `metrics` leave out those of its layers.
 
     With `every > 1`, steps are counted by calls in training mode; the reused
     gradient is with respect to the wrapped variables alone.
@@ -117,7 +124,7 @@ class FisherRegularization(keras.layers.Wrapper):
             trainable=False,
             name="step",
         )
-        self._trace_metric = _LastValue(self.state)
+        self._trace_metric = _LastValue(self.state, _Use(self))
 
     def get_config(self) -> dict:
         return {
@@ -161,9 +168,13 @@ class FisherRegularization(keras.layers.Wrapper):
         value, gradients = Schedule(self.penalty, trace_every=None).choose(
             lambda plan: self._planned(plan, forward, tape), self.step
         )
+        use = self._trace_metric.use
         self.add_loss(
-            gradients_lib.with_gradient(value, forward.targets, gradients)
+            gradients_lib.with_gradient(
+                value, forward.targets, gradients, use.differentiated
+            )
         )
+        use.is_called = True
         self.step.assign_add(1)
         return forward.outputs
 
@@ -207,18 +218,79 @@ class FisherRegularization(keras.layers.Wrapper):
         return value, gradients
 
 
-class _LastValue(keras.metrics.Metric):
-    """The trace in the logs: no mean, and kept from epoch to epoch."""
+class _Use:
+    """Notices a penalty that has no effect, and tells it once.
 
-    def __init__(self, state: FisherState):
+    A training step of a user's may leave out `self.losses`, or call the model
+    without `training=True`. Then the layer's weights change in an epoch, and
+    nobody has differentiated the penalty.
+    """
+
+    def __init__(self, layer: FisherRegularization):
+        self._layer = weakref.ref(layer)
+        self.is_called = False  # with training=True
+        self._is_settled = False  # used, or told
+        self._weights: list[float] | None = None
+
+    def differentiated(self) -> None:
+        self._is_settled = True
+
+    def begin_epoch(self) -> None:
+        if not self._is_settled and tf.executing_eagerly():
+            self._weights = self._sums()
+
+    def end_epoch(self) -> None:
+        if (
+            self._is_settled
+            or self._weights is None
+            or not tf.executing_eagerly()
+            or self._weights == self._sums()
+        ):
+            return
+        self._is_settled = True
+        reason, advice = (
+            (
+                "its penalty was added to `losses`, but nothing has "
+                "differentiated that",
+                "Add `sum(self.losses)` to the loss in `train_step`",
+            )
+            if self.is_called
+            else (
+                "it was never called with `training=True`",
+                "Call the model with `training=True` in `train_step`, and add "
+                "`sum(self.losses)` to the loss",
+            )
+        )
+        warnings.warn(
+            f"The weights of {self._layer().name} are trained, but its penalty "
+            f"has no effect: {reason}. {advice}, as Keras's own step does.",
+            UserWarning,
+            stacklevel=2,
+        )
+
+    def _sums(self) -> list[float]:
+        return [
+            float(tf.reduce_sum(tf.cast(variable.value, tf.float64)))
+            for variable in self._layer().layer.trainable_variables
+        ]
+
+
+class _LastValue(keras.metrics.Metric):
+    """The trace in the logs: no mean, and kept from epoch to epoch.
+
+    Keras resets metrics as an epoch begins, and asks for them as it ends.
+    """
+
+    def __init__(self, state: FisherState, use: _Use):
         super().__init__(name="fisher_trace", dtype=state.dtype)
-        self._state = state
+        self._state, self.use = state, use
 
     def update_state(self, *args, **kwargs):
         pass
 
     def result(self):
+        self.use.end_epoch()
         return self._state.last_trace()
 
     def reset_state(self):
-        pass
+        self.use.begin_epoch()
