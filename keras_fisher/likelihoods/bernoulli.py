@@ -31,9 +31,12 @@ class Bernoulli(Likelihood):
     def __init__(self, from_logits: bool = True):
         self.from_logits = bool(from_logits)
 
+    def _yes(self, outputs: tf.Tensor) -> tf.Tensor:
+        outputs = dtypes.precise(outputs)
+        return tf.sigmoid(outputs) if self.from_logits else outputs
+
     def sample(self, outputs: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        outputs = tf.stop_gradient(dtypes.precise(outputs))
-        p = tf.sigmoid(outputs) if self.from_logits else outputs
+        p = tf.stop_gradient(self._yes(outputs))
         draws = random_draws.uniform(tf.shape(p), seed, p.dtype)
         return tf.cast(draws < p, p.dtype)
 
@@ -49,6 +52,16 @@ class Bernoulli(Likelihood):
         else:
             yes, no = log_of(outputs), log_of(1 - outputs)
         return y * yes + (1 - y) * no
+
+    def log_repetition(self, y: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
+        if self.from_logits:
+            return self.log_probability(y, outputs)
+        p = dtypes.precise(outputs)
+        return tf.math.log1p(-tf.where(y > 0.5, 1 - p, p))
+
+    def sample_again(self, y, outputs, seed, repeats, differs):
+        labels = tf.where(differs, 1 - y, self.sample(outputs, seed))
+        return tf.where(repeats, y, labels)
 
     def factors(self, outputs: tf.Tensor) -> tuple[int, Factor]:
         # The variance of a yes, p (1 - p), at the logit; 1 over it at p.
