@@ -26,6 +26,7 @@ from keras_fisher._measuring.sums import Pairs
 from keras_fisher._measuring.sums import Sums
 from keras_fisher.estimates import Estimate
 from keras_fisher.estimates import Estimates
+from keras_fisher.likelihoods import output_checks
 from keras_fisher.likelihoods.base import Likelihood
 from keras_fisher.likelihoods.lookup import of_model
 
@@ -209,7 +210,7 @@ class _Measure:
         one = keras.tree.map_structure(lambda t: t[:1], x)
         outputs = keras_layers.outputs_of(self._model(), one)
         self._likelihood.check_structure(outputs)
-        self._likelihood.check(outputs)
+        output_checks.check(self._likelihood, self._model(), one, outputs)
         self._classes = structures.apply(lambda t: t.shape[-1], outputs)
         if self._estimator.sums_over_labels:
             self._factors, _ = self._likelihood.fisher_factors(outputs)

@@ -32,6 +32,8 @@ class Likelihood:
     * `log_repetition` and `sample_again`, if labels can come twice, for the
       standard error of one draw where the model is sure of them;
     * `constrains_outputs` and `check`, if some outputs have no meaning;
+      `constrains_operations` and `check_operation`, if it is known what
+      computes others;
     * `check_labels` and `is_correct`, if labels are not classes by index;
     * `get_config`, if it has arguments,
 
@@ -152,6 +154,7 @@ class Likelihood:
         return self.sample(outputs, seed)
 
     constrains_outputs = False  # whether `check` may refuse outputs
+    constrains_operations = False  # whether `check_operation` may
     takes_several_outputs = False  # as a list or dict
 
     def check(self, outputs: Any) -> None:
@@ -159,6 +162,15 @@ class Likelihood:
 
         Args:
             outputs: Concrete (not symbolic) model outputs.
+        """
+
+    def check_operation(self, operation: Any, outputs: Any = None) -> None:
+        """Raises a `ValueError` where outputs are computed as others are.
+
+        Args:
+            operation: Type of the TensorFlow operation that computes the
+                outputs, such as `"Softmax"`; `""` if none is known.
+            outputs: Concrete model outputs, or None.
         """
 
     def check_labels(self, y: Any, classes: int) -> None:
@@ -334,6 +346,22 @@ def log_of(probabilities: tf.Tensor) -> tf.Tensor:
     # improbable labels, which `UniformLabelPenalty` draws all the time.
     tiny = np.finfo(probabilities.dtype.as_numpy_dtype).tiny
     return tf.math.log(tf.maximum(probabilities, tiny))
+
+
+def not_logits(outputs: str, likelihood: str) -> ValueError:
+    """What to raise where probabilities are claimed to be logits.
+
+    Args:
+        outputs: What they are.
+        likelihood: The name of the likelihood.
+    """
+    return ValueError(
+        "The likelihood expects logits (from_logits=True), but the outputs of "
+        f"the model are probabilities: {outputs}. Pass "
+        f"`likelihood=keras_fisher.likelihoods.{likelihood}"
+        "(from_logits=False)`, or the loss with `from_logits=False`; or leave "
+        "out the last activation of the model."
+    )
 
 
 def diagonal(roots: tf.Tensor) -> tuple[int, Factor]:

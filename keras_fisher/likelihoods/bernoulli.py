@@ -14,6 +14,7 @@ from keras_fisher.likelihoods.base import Likelihood
 from keras_fisher.likelihoods.base import diagonal
 from keras_fisher.likelihoods.base import is_side_of
 from keras_fisher.likelihoods.base import log_of
+from keras_fisher.likelihoods.base import not_logits
 from keras_fisher.likelihoods.base import not_probabilities
 
 
@@ -70,6 +71,14 @@ class Bernoulli(Likelihood):
             return diagonal(tf.sqrt(p * tf.sigmoid(-outputs)))
         variance = outputs * (1 - outputs)
         return diagonal(tf.math.divide_no_nan(1.0, tf.sqrt(variance)))
+
+    @property
+    def constrains_operations(self) -> bool:
+        return self.from_logits
+
+    def check_operation(self, operation: Any, outputs: Any = None) -> None:
+        if operation == "Sigmoid":
+            raise not_logits("they come out of a sigmoid", "Bernoulli")
 
     @property
     def constrains_outputs(self) -> bool:

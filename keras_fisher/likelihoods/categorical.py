@@ -14,6 +14,7 @@ from keras_fisher._common import random_draws
 from keras_fisher.likelihoods.base import Factor
 from keras_fisher.likelihoods.base import Likelihood
 from keras_fisher.likelihoods.base import log_of
+from keras_fisher.likelihoods.base import not_logits
 from keras_fisher.likelihoods.base import not_probabilities
 
 
@@ -140,13 +141,32 @@ class Categorical(Likelihood):
             )
 
     @property
+    def constrains_operations(self) -> bool:
+        return self.from_logits
+
+    def check_operation(self, operation: Any, outputs: Any = None) -> None:
+        if operation == "Softmax":
+            raise not_logits("they come out of a softmax", "Categorical")
+        if operation in _UNCLEAR and outputs is not None:
+            outputs = _in_single_precision(outputs)
+            errors = abs(outputs.sum(axis=-1) - 1)
+            # A table of logits may be one-hot, but no softmax has a zero.
+            if outputs.shape[-1] > 1 and (
+                (outputs > 0).all() and (errors <= 1e-3).all()
+            ):
+                raise not_logits(
+                    "they are positive and sum to 1 over the last axis",
+                    "Categorical",
+                )
+
+    @property
     def constrains_outputs(self) -> bool:
         return not self.from_logits
 
     def check(self, outputs: Any) -> None:
         if self.from_logits:
             return
-        outputs = keras.ops.convert_to_numpy(keras.ops.cast(outputs, "float32"))
+        outputs = _in_single_precision(outputs)
         sums = outputs.sum(axis=-1)
         errors = abs(sums - 1)
         if not ((outputs >= 0).all() and (errors <= 1e-2).all()):
@@ -159,6 +179,16 @@ class Categorical(Likelihood):
 
     def get_config(self) -> dict:
         return {"from_logits": self.from_logits}
+
+
+# What may compute probabilities without a softmax, and little else: only then
+# values tell. The last layer of logits is a matrix product or a sum.
+_UNCLEAR = {"DivNoNan", "Exp", "PartitionedCall", "RealDiv"}
+_UNCLEAR |= {"StatefulPartitionedCall"}
+
+
+def _in_single_precision(outputs: Any) -> np.ndarray:
+    return keras.ops.convert_to_numpy(keras.ops.cast(outputs, "float32"))
 
 
 def _is_class(y: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:

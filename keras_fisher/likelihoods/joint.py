@@ -143,6 +143,17 @@ class Joint(Likelihood):
         for _, each, output in self.parts(outputs):
             each.check(output)
 
+    @property
+    def constrains_operations(self) -> bool:
+        return any(
+            each.constrains_operations for each in self.likelihoods if each
+        )
+
+    def check_operation(self, operation, outputs=None):
+        for _, each, own, output in self.parts(operation, ("outputs", outputs)):
+            if each.constrains_operations:
+                each.check_operation(own, output)
+
     def check_labels(self, y, classes):
         for _, each, count, label in self.parts(classes, ("labels", y)):
             each.check_labels(label, count)
