@@ -116,6 +116,12 @@ def with_mask(tensor: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
     return tensor
 
 
+def aligned_mask(mask: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+    """A mask of the first axes of `x`, with as many axes as `x`."""
+    missing = x.shape.rank - mask.shape.rank
+    return tf.reshape(mask, tf.concat([tf.shape(mask), [1] * missing], 0))
+
+
 def is_keras_own(thing: Any) -> bool:
     """Whether a layer or an operation comes from Keras itself."""
     return type(thing).__module__.split(".")[0] == "keras"

@@ -15,6 +15,8 @@ from keras_fisher._common import checks
 # Seeds of replicas lie far apart, so that no other run is likely to hit them.
 _REPLICA_STRIDE = 0x3C6EF35F
 _OUTPUT_STRIDE = 0x510E527FADE682D1
+_PHILOX = 1
+_OTHER_STRIDE = 0x1F83D9ABFB41BD6B
 
 
 def draw(seed: int | keras.random.SeedGenerator, stream: int = 0) -> tf.Tensor:
@@ -86,6 +88,16 @@ def of_output(seed: tf.Tensor, number: int) -> tf.Tensor:
     return seed + tf.constant([stride, *rest], tf.int64)
 
 
+def another(seed: tf.Tensor) -> tf.Tensor:
+    """A seed for something else that belongs to the same draw.
+
+    Args:
+        seed: See `draw` and `from_example`.
+    """
+    rest = [0] * (seed.shape[0] - 2)
+    return seed + tf.constant([0, _OTHER_STRIDE, *rest], tf.int64)
+
+
 def _bits(shape, seed: tf.Tensor) -> tf.Tensor:
     """Draws `uint32` integers, all of their bits random."""
     if seed.shape[0] == 2:
@@ -95,16 +107,36 @@ def _bits(shape, seed: tf.Tensor) -> tf.Tensor:
     # The generator makes four integers for each count; a row starts a new one.
     shape = tf.convert_to_tensor(shape)
     counts = (tf.reduce_prod(shape[1:]) + 3) // 4
-    key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=seed[:2])
+    key, counter = _key_and_counter(seed[:2])
     skipped = tf.cast(seed[2] * tf.cast(counts, tf.int64), tf.uint64)
     bits = tf.raw_ops.StatelessRandomUniformFullIntV2(
         shape=tf.stack([shape[0], 4 * counts]),
         key=key,
         counter=counter + tf.stack([skipped, tf.zeros_like(skipped)]),
-        alg=1,  # Philox
+        alg=_PHILOX,
         dtype=tf.uint32,
     )
     return tf.reshape(bits[:, : tf.reduce_prod(shape[1:])], shape)
+
+
+def _key_and_counter(seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Where Philox starts, as `tf.random.stateless_uniform` computes it.
+
+    `tf.raw_ops.StatelessRandomGetKeyCounter` does as well, but under XLA it
+    leaves out all but the lower 32 bits of the seed.
+    """
+    mixed = tf.raw_ops.StatelessRandomUniformFullIntV2(
+        shape=[4],
+        key=tf.constant([0x02461E293EC8F720], tf.uint64),
+        counter=tf.cast(seed, tf.uint64),
+        alg=_PHILOX,
+        dtype=tf.uint32,
+    )
+    low, high = tf.unstack(
+        tf.cast(tf.reshape(mixed, [2, 2]), tf.uint64), axis=1
+    )
+    words = low + high * 2**32
+    return words[:1], tf.stack([tf.zeros_like(words[1]), words[1]])
 
 
 def uniform(shape, seed: tf.Tensor, dtype=tf.float32) -> tf.Tensor:

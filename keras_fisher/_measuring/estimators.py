@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from keras_fisher._common import random_draws
 from keras_fisher._common import structures
+from keras_fisher.likelihoods import pairs
 from keras_fisher.likelihoods.base import Likelihood
 
 # Backward passes that share a forward pass and stand in memory together.
@@ -55,6 +56,8 @@ class Batch:
         y: Labels of the data set, or None.
         size: Number of examples, a tensor if it is not known. There may be
             some behind them, which are to be drawn labels for once more.
+        rows: Positions of the examples that are behind them once more, or
+            None.
         seed: What draws start from: `int64` of shape `(2,)`.
         position: Number of examples in the batches before.
         draws: Draws of labels for each example.
@@ -65,6 +68,7 @@ class Batch:
     likelihood: Likelihood
     y: Any
     size: int | tf.Tensor
+    rows: tf.Tensor | None
     seed: tf.Tensor
     position: tf.Tensor
     draws: int
@@ -76,25 +80,43 @@ class Batch:
         )
 
     def drawn(self, k: tf.Tensor) -> Any:
-        """Labels ŷ of draw k."""
-        shift = tf.stack([tf.constant(0, tf.int64), tf.cast(k, tf.int64)])
-        seed = random_draws.from_example(self.seed + shift, self.position)
-        outputs, size = self.outputs, self.size
-        if tf.is_tensor(size):
-            return self.likelihood.sample(outputs, seed)
-        labels = self.likelihood.sample(
-            structures.apply(lambda t: t[:size], outputs), seed
-        )
-        if structures.leaves(outputs)[0].shape[0] == size:
+        """Labels ŷ of draw k, and other ones for the examples drawn twice."""
+        labels = self._first(k)
+        if self.rows is None:
             return labels
-        another = self.likelihood.sample(
-            structures.apply(lambda t: t[size:], outputs),
-            seed + tf.constant([0, 1, 0], tf.int64),
-        )
+        others, _ = self._second(labels)
         return keras.tree.map_structure(
             lambda a, b: None if a is None else tf.concat([a, b], axis=0),
             labels,
-            another,
+            others,
+        )
+
+    def pair_weights(self) -> tf.Tensor:
+        """What pairs of labels count for, of shape `(rows,)`."""
+        return self._second(self._first(0))[1]
+
+    def _seed(self, k: tf.Tensor) -> tf.Tensor:
+        shift = tf.stack([tf.constant(0, tf.int64), tf.cast(k, tf.int64)])
+        return random_draws.from_example(self.seed + shift, self.position)
+
+    def _first(self, k: tf.Tensor) -> Any:
+        outputs = self.outputs
+        if self.rows is not None:
+            outputs = structures.apply(lambda t: t[: self.size], outputs)
+        return self.likelihood.sample(outputs, self._seed(k))
+
+    def _second(self, labels: Any) -> tuple[Any, tf.Tensor]:
+        """Other labels for some rows, and weights, where there is one draw."""
+
+        def behind(t):
+            return t[self.size :]
+
+        return pairs.sample_other(
+            self.likelihood,
+            structures.apply(lambda t: tf.gather(t, self.rows), labels),
+            structures.apply(behind, self.outputs),
+            self._seed(1),
+            structures.apply(behind, self.recording.mask),
         )
 
 

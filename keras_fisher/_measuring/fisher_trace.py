@@ -23,15 +23,17 @@ from keras_fisher._measuring import function_cache
 from keras_fisher._measuring import per_example
 from keras_fisher._measuring import whole_batch
 from keras_fisher._measuring.estimators import ESTIMATORS
+from keras_fisher._measuring.sums import Pairs
 from keras_fisher._measuring.sums import Sums
 from keras_fisher.estimates import Estimate
 from keras_fisher.estimates import Estimates
+from keras_fisher.likelihoods import output_checks
 from keras_fisher.likelihoods.base import Likelihood
 from keras_fisher.likelihoods.lookup import of_model
 
 _BY = ("total", "layer", "variable", "example")
 # Examples of a batch that are drawn a second time, for the standard error.
-_LEAST_PAIRS, _SHARE_OF_PAIRS = 8, 1 / 16
+_LEAST_PAIRS, _SHARE_OF_PAIRS = 16, 1 / 16
 # From so many backward passes on, batches are cut up in turn.
 _MANY, _PIECES = 4, 4
 # Draws that one call of a compiled function makes.
@@ -105,9 +107,11 @@ def fisher_trace(
         for `by="example"` `Estimates` (an array of shape `(N,)` with one).
         The standard error is that of drawing labels, with the data as they
         are. With `num_samples=1`, `"monte_carlo"` finds it from some examples
-        (at least 8 in a batch, and a sixteenth of it) that are drawn a second
-        time; the error of single examples and of `"batch"` is then NaN: one
-        draw says nothing of its spread.
+        (at least 16 in a batch, and a sixteenth of it) that are drawn a second
+        label for: another one, weighted by how probable that is, so that the
+        error holds as well where the model is sure of its labels. The error
+        of single examples and of `"batch"` is then NaN: one draw says nothing
+        of its spread.
 
     Raises:
         ValueError: If an argument is not as described; if the model has no
@@ -151,8 +155,8 @@ def fisher_trace(
     for inputs, labels, _ in batches:
         labels = _given(labels, estimator) if row.reads_labels else None
         with function_cache.in_graphs():
-            values, again, size = measure(inputs, labels, seed, position, draws)
-        sums.add(values, again, size)
+            values, pairs, size = measure(inputs, labels, seed, position, draws)
+        sums.add(values, pairs, size)
         position += size
     return sums.result(has_error=row.draws_labels)
 
@@ -175,7 +179,7 @@ class _Measure:
 
     def __call__(
         self, x: Any, y: Any, seed: int, position: int, draws: int
-    ) -> tuple[np.ndarray, np.ndarray | None, int]:
+    ) -> tuple[np.ndarray, Pairs | None, int]:
         """Measures one batch.
 
         Args:
@@ -218,8 +222,8 @@ class _Measure:
                 'many. Use `estimator="batch"`, which counts examples by the '
                 "rows of the outputs."
             )
+        output_checks.check(self._likelihood, self._model(), x, outputs)
         outputs = structures.apply(lambda t: t[:1], outputs)
-        self._likelihood.check(outputs)
         self._classes = structures.apply(lambda t: t.shape[-1], outputs)
         if self._estimator.sums_over_labels:
             self._factors, _ = self._likelihood.fisher_factors(outputs)
@@ -230,7 +234,7 @@ class _Measure:
 
     def _measure(self, x, y, seed, position, draws):
         with_pairs = self._estimator.draws_pairs(draws)
-        values, again = [], None
+        values, pairs = [], None
         size = batches_lib.size_of(x)
         for first in range(0, draws, _MOST_DRAWS):
             count = min(_MOST_DRAWS, draws - first)
@@ -243,8 +247,10 @@ class _Measure:
             values.append(found["values"].numpy())
             size = int(found.get("size", size))
             if with_pairs:
-                again = found["again"].numpy()
-        return np.concatenate(values), again, size
+                pairs = Pairs(
+                    found["pairs"].numpy(), found["pair_weights"].numpy()
+                )
+        return np.concatenate(values), pairs, size
 
     def _function(self, x, y, draws: int, with_pairs: bool) -> Callable:
         shapes = tuple(
@@ -273,6 +279,7 @@ class _Measure:
                 self._likelihood,
                 y,
                 size,
+                rows,
                 seed,
                 position,
                 draws,
@@ -283,7 +290,8 @@ class _Measure:
             first = tf.gather(norms[0], rows)
             return {
                 "values": norms[:, :size],
-                "again": tf.stack([first, norms[0, size:]]),
+                "pairs": tf.stack([first, norms[0, size:]]),
+                "pair_weights": batch.pair_weights(),
             }
 
         return tf.function(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+import dataclasses
 import itertools
 
 import keras
@@ -10,6 +11,21 @@ import numpy as np
 
 from keras_fisher.estimates import Estimate
 from keras_fisher.estimates import Estimates
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+    """Examples that labels were drawn for twice.
+
+    Attributes:
+        norms: With the first and with the second label, of shape
+            `(2, pairs, variables)`.
+        weights: What makes half of their squared differences unbiased, of
+            shape `(pairs,)`: see `likelihoods/pairs.py`.
+    """
+
+    norms: np.ndarray
+    weights: np.ndarray
 
 
 class Sums:
@@ -24,14 +40,13 @@ class Sums:
             self._members[members, k] = 1.0
         self._values, self._variances, self._count = [], [], 0
 
-    def add(self, values: np.ndarray, again: np.ndarray | None, size: int):
+    def add(self, values: np.ndarray, pairs: Pairs | None, size: int):
         """Takes the measurements of one batch.
 
         Args:
             values: Of shape `(draws, examples, variables)`; with one row for
                 all examples if there are none of single examples.
-            again: The second draw of some examples and their first, of shape
-                `(2, pairs, variables)`, or None.
+            pairs: Examples drawn for twice, where there is one draw, or None.
             size: Number of examples.
         """
         values = values.astype("float64") @ self._members
@@ -40,9 +55,10 @@ class Sums:
         draws, rows, _ = values.shape
         if draws > 1:
             variances = values.var(axis=0, ddof=1) / draws
-        elif again is not None and self._by != "example":
-            pairs = again.astype("float64") @ self._members
-            variances = np.square(pairs[0] - pairs[1]).mean(axis=0) / 2
+        elif pairs is not None and self._by != "example":
+            first, second = pairs.norms.astype("float64") @ self._members
+            squares = np.square(first - second)
+            variances = (pairs.weights[:, None] * squares).mean(axis=0) / 2
             variances = np.broadcast_to(variances, [rows, len(variances)])
         else:
             variances = np.full(values.shape[1:], np.nan)

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from keras_fisher._common import keras_layers
 from keras_fisher._common import structures
+from keras_fisher.likelihoods import output_checks
 from keras_fisher.likelihoods.base import Likelihood
 
 
@@ -63,26 +64,28 @@ def check_labels(
         likelihood.check_labels(y, classes)
 
 
-def check_outputs(network: keras.Model, likelihood: Likelihood, x: Any) -> None:
+def check_outputs(
+    network: keras.layers.Layer, likelihood: Likelihood, x: Any
+) -> None:
     """Raises a `ValueError` if outputs are not what the likelihood expects.
 
     Tried on an example of zeros, outside the graph that is being traced.
 
     Args:
-        network: The wrapped model.
+        network: The wrapped model or layer.
         likelihood: Of its outputs.
         x: A batch of its inputs, which may be symbolic.
     """
-    leaves = keras.tree.flatten(x)
-    if not likelihood.constrains_outputs or any(
-        None in leaf.shape[1:] for leaf in leaves
+    outputs = None
+    if likelihood.constrains_outputs and all(
+        None not in leaf.shape[1:] for leaf in keras.tree.flatten(x)
     ):
-        return
-    with tf.init_scope():
-        zeros = keras.tree.map_structure(
-            lambda leaf: tf.zeros([1, *leaf.shape[1:]], leaf.dtype), x
-        )
-        likelihood.check(keras_layers.outputs_of(network, zeros))
+        with tf.init_scope():
+            zeros = keras.tree.map_structure(
+                lambda leaf: tf.zeros([1, *leaf.shape[1:]], leaf.dtype), x
+            )
+            outputs = keras_layers.outputs_of(network, zeros)
+    output_checks.check(likelihood, network, x, outputs)
 
 
 def warn_of_lost_weights(network: keras.Model, stacklevel: int) -> None:

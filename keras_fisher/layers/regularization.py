@@ -15,6 +15,7 @@ from keras_fisher._common import dtypes
 from keras_fisher._common import keras_layers
 from keras_fisher._derivatives import gradients as gradients_lib
 from keras_fisher._derivatives.forward import Forward
+from keras_fisher._training import model_checks
 from keras_fisher._training import schedule
 from keras_fisher._training.guarded_gradient import guarded_gradient
 from keras_fisher._training.schedule import Plan
@@ -75,7 +76,9 @@ class FisherRegularization(keras.layers.Wrapper):
         training: Whether the penalty is added.
 
     Raises:
-        ValueError: If the penalty needs labels of the data set.
+        ValueError: If the penalty needs labels of the data set; in training,
+            if the outputs are not what the likelihood expects, as those of a
+            softmax are no logits.
 
     Example:
     ```python
@@ -109,6 +112,7 @@ class FisherRegularization(keras.layers.Wrapper):
         if seed is not None:
             checks.integer("seed", seed, 0)
         self.seed = seed
+        self._is_checked = False
         self.seed_generator = keras.random.SeedGenerator(seed)
         # Replicas may not meet in a call: it may be within a condition, and
         # they would find each other's losses in the one list of them.
@@ -152,6 +156,7 @@ class FisherRegularization(keras.layers.Wrapper):
     def call(self, inputs, training=None):
         if not training or not self.layer.trainable_variables:
             return self.layer(inputs, training=training)
+        self._check_outputs(inputs)
         tape = tf.GradientTape(persistent=True, watch_accessed_variables=False)
         with tape:
             for variable in self.layer.trainable_variables:
@@ -177,6 +182,15 @@ class FisherRegularization(keras.layers.Wrapper):
         use.is_called = True
         self.step.assign_add(1)
         return forward.outputs
+
+    def _check_outputs(self, inputs) -> None:
+        """Raises a `ValueError` if they are not what is expected, once."""
+        context = tf.distribute.get_replica_context()
+        if self._is_checked or context is None:
+            return
+        if context.num_replicas_in_sync == 1:
+            model_checks.check_outputs(self.layer, self.likelihood, inputs)
+        self._is_checked = True
 
     def _planned(self, plan: Plan, forward: Forward, tape: tf.GradientTape):
         """The value to add at a step of this plan, and its gradient."""

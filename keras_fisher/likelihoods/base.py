@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_fisher._common import dtypes
+from keras_fisher._common import keras_layers
 
 # Gives factor k, an `int32` scalar, for all examples.
 Factor = Callable[[tf.Tensor], tf.Tensor]
@@ -28,7 +29,11 @@ class Likelihood:
     * `sample` and `log_probability`, which all estimators and penalties need;
     * `uniform`, for `UniformLabelPenalty`;
     * `factors`, for `fisher_trace(..., estimator="exact")`;
+    * `log_repetition` and `sample_again`, if labels can come twice, for the
+      standard error of one draw where the model is sure of them;
     * `constrains_outputs` and `check`, if some outputs have no meaning;
+      `constrains_operations` and `check_operation`, if it is known what
+      computes others;
     * `check_labels` and `is_correct`, if labels are not classes by index;
     * `get_config`, if it has arguments,
 
@@ -109,7 +114,47 @@ class Likelihood:
             + ' Use `estimator="monte_carlo"`.'
         )
 
+    def log_repetition(self, y: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
+        """Log of the probability that another ŷ is y, at each position.
+
+        Args:
+            y: Labels drawn by `sample`.
+            outputs: Model outputs, of shape `(batch, ...)`.
+
+        Returns:
+            Tensor of the shape that `log_probability` has, as precise near 0
+            as elsewhere. By default labels never come twice, as those of a
+            continuous distribution.
+        """
+        shape = tf.shape(self.log_probability(y, outputs))
+        # As good as -inf, which `tf.debugging.enable_check_numerics` refuses.
+        return tf.fill(shape, tf.float32.min)
+
+    def sample_again(
+        self,
+        y: tf.Tensor,
+        outputs: tf.Tensor,
+        seed: tf.Tensor,
+        repeats: tf.Tensor,
+        differs: tf.Tensor,
+    ) -> tf.Tensor:
+        """Draws ŷ ~ p(y|x) given what it has in common with y.
+
+        Args:
+            y: Labels drawn by `sample`.
+            outputs: Model outputs, of shape `(batch, ...)`.
+            seed: As for `sample`.
+            repeats: Whether ŷ is y: boolean, at each position.
+            differs: Whether it is not. Where both are false it is anything,
+                as it is everywhere by default.
+
+        Returns:
+            Labels of the shape and dtype of y.
+        """
+        return self.sample(outputs, seed)
+
     constrains_outputs = False  # whether `check` may refuse outputs
+    constrains_operations = False  # whether `check_operation` may
     takes_several_outputs = False  # as a list or dict
 
     def check(self, outputs: Any) -> None:
@@ -117,6 +162,15 @@ class Likelihood:
 
         Args:
             outputs: Concrete (not symbolic) model outputs.
+        """
+
+    def check_operation(self, operation: Any, outputs: Any = None) -> None:
+        """Raises a `ValueError` where outputs are computed as others are.
+
+        Args:
+            operation: Type of the TensorFlow operation that computes the
+                outputs, such as `"Softmax"`; `""` if none is known.
+            outputs: Concrete model outputs, or None.
         """
 
     def check_labels(self, y: Any, classes: int) -> None:
@@ -175,7 +229,7 @@ class Likelihood:
         """
         each = -self.log_probability(y, outputs)
         if mask is not None:
-            mask = tf.cast(_aligned(mask, each), each.dtype)
+            mask = tf.cast(keras_layers.aligned_mask(mask, each), each.dtype)
             # Whatever is at hidden positions, NaN included.
             each = tf.math.multiply_no_nan(each, mask)
         return tf.reduce_sum(each, axis=list(range(1, each.shape.rank)))
@@ -205,6 +259,20 @@ class Likelihood:
             weights = tf.cast(weights, loss.dtype)
         return tape.gradient(loss, outputs, output_gradients=weights)
 
+    def parts(self, outputs: Any, *others: tuple[str, Any]) -> list[tuple]:
+        """What is drawn with a seed of its own, here all of it.
+
+        Args:
+            outputs: Model outputs.
+            *others: Pairs of a word for what else there is of each output,
+                for messages, and that.
+
+        Returns:
+            For each output that has labels its number, its likelihood, the
+            output, and the others.
+        """
+        return [(0, self, outputs, *(values for _, values in others))]
+
     def fisher_factors(
         self, outputs: tf.Tensor, mask: tf.Tensor | None = None
     ) -> tuple[int, Factor]:
@@ -229,7 +297,7 @@ class Likelihood:
         count, factor = self.factors(dtypes.precise(outputs))
         if mask is None:
             return count, factor
-        mask = _aligned(mask, outputs)
+        mask = keras_layers.aligned_mask(mask, outputs)
         return count, lambda k: tf.math.multiply_no_nan(
             factor(k), tf.cast(mask, dtypes.at_least_single(outputs.dtype))
         )
@@ -280,6 +348,22 @@ def log_of(probabilities: tf.Tensor) -> tf.Tensor:
     return tf.math.log(tf.maximum(probabilities, tiny))
 
 
+def not_logits(outputs: str, likelihood: str) -> ValueError:
+    """What to raise where probabilities are claimed to be logits.
+
+    Args:
+        outputs: What they are.
+        likelihood: The name of the likelihood.
+    """
+    return ValueError(
+        "The likelihood expects logits (from_logits=True), but the outputs of "
+        f"the model are probabilities: {outputs}. Pass "
+        f"`likelihood=keras_fisher.likelihoods.{likelihood}"
+        "(from_logits=False)`, or the loss with `from_logits=False`; or leave "
+        "out the last activation of the model."
+    )
+
+
 def diagonal(roots: tf.Tensor) -> tuple[int, Factor]:
     """`Likelihood.factors` where outputs are independent of each other.
 
@@ -319,9 +403,3 @@ def not_probabilities(
         f"{outputs.max():.3g}{more}. Pass `from_logits=True` to the loss or "
         f"likelihood, or end the model with a {last_layer}."
     )
-
-
-def _aligned(mask: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-    """A mask of the first axes of `x`, with as many axes as `x`."""
-    missing = x.shape.rank - mask.shape.rank
-    return tf.reshape(mask, tf.concat([tf.shape(mask), [1] * missing], 0))

@@ -14,6 +14,7 @@ from keras_fisher.likelihoods.base import Likelihood
 from keras_fisher.likelihoods.base import diagonal
 from keras_fisher.likelihoods.base import is_side_of
 from keras_fisher.likelihoods.base import log_of
+from keras_fisher.likelihoods.base import not_logits
 from keras_fisher.likelihoods.base import not_probabilities
 
 
@@ -31,9 +32,12 @@ class Bernoulli(Likelihood):
     def __init__(self, from_logits: bool = True):
         self.from_logits = bool(from_logits)
 
+    def _yes(self, outputs: tf.Tensor) -> tf.Tensor:
+        outputs = dtypes.precise(outputs)
+        return tf.sigmoid(outputs) if self.from_logits else outputs
+
     def sample(self, outputs: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        outputs = tf.stop_gradient(dtypes.precise(outputs))
-        p = tf.sigmoid(outputs) if self.from_logits else outputs
+        p = tf.stop_gradient(self._yes(outputs))
         draws = random_draws.uniform(tf.shape(p), seed, p.dtype)
         return tf.cast(draws < p, p.dtype)
 
@@ -50,6 +54,16 @@ class Bernoulli(Likelihood):
             yes, no = log_of(outputs), log_of(1 - outputs)
         return y * yes + (1 - y) * no
 
+    def log_repetition(self, y: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
+        if self.from_logits:
+            return self.log_probability(y, outputs)
+        p = dtypes.precise(outputs)
+        return tf.math.log1p(-tf.where(y > 0.5, 1 - p, p))
+
+    def sample_again(self, y, outputs, seed, repeats, differs):
+        labels = tf.where(differs, 1 - y, self.sample(outputs, seed))
+        return tf.where(repeats, y, labels)
+
     def factors(self, outputs: tf.Tensor) -> tuple[int, Factor]:
         # The variance of a yes, p (1 - p), at the logit; 1 over it at p.
         if self.from_logits:
@@ -57,6 +71,14 @@ class Bernoulli(Likelihood):
             return diagonal(tf.sqrt(p * tf.sigmoid(-outputs)))
         variance = outputs * (1 - outputs)
         return diagonal(tf.math.divide_no_nan(1.0, tf.sqrt(variance)))
+
+    @property
+    def constrains_operations(self) -> bool:
+        return self.from_logits
+
+    def check_operation(self, operation: Any, outputs: Any = None) -> None:
+        if operation == "Sigmoid":
+            raise not_logits("they come out of a sigmoid", "Bernoulli")
 
     @property
     def constrains_outputs(self) -> bool:

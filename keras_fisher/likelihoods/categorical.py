@@ -14,6 +14,7 @@ from keras_fisher._common import random_draws
 from keras_fisher.likelihoods.base import Factor
 from keras_fisher.likelihoods.base import Likelihood
 from keras_fisher.likelihoods.base import log_of
+from keras_fisher.likelihoods.base import not_logits
 from keras_fisher.likelihoods.base import not_probabilities
 
 
@@ -37,15 +38,19 @@ class Categorical(Likelihood):
             tf.nn.log_softmax(outputs) if self.from_logits else log_of(outputs)
         )
 
-    def sample(self, outputs: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        logits = (
-            dtypes.precise(outputs)
-            if self.from_logits
-            else log_of(dtypes.precise(outputs))
-        )
+    def _logits(self, outputs: tf.Tensor) -> tf.Tensor:
+        outputs = dtypes.precise(outputs)
+        return outputs if self.from_logits else log_of(outputs)
+
+    def _noisy_logits(self, outputs: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        """The largest is that of ŷ ~ p(y|x), among any of the classes."""
         # Gumbel-max: `tf.random.stateless_categorical` has no XLA kernel.
+        logits = self._logits(outputs)
         noise = random_draws.gumbel(tf.shape(logits), seed, logits.dtype)
-        return tf.argmax(tf.stop_gradient(logits) + noise, axis=-1)
+        return tf.stop_gradient(logits) + noise
+
+    def sample(self, outputs: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        return tf.argmax(self._noisy_logits(outputs, seed), axis=-1)
 
     def uniform(self, outputs: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         classes = outputs.shape[-1]
@@ -68,6 +73,19 @@ class Categorical(Likelihood):
         return tf.reduce_sum(
             tf.math.multiply_no_nan(log_probabilities, y), axis=-1
         )
+
+    def log_repetition(self, y: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
+        logits, is_y = self._logits(outputs), _is_class(y, outputs)
+        own = tf.reduce_sum(tf.where(is_y, logits, 0), axis=-1)
+        # Not 1 - p, nor a logarithm of p, which a sure p rounds to 0.
+        others = tf.reduce_logsumexp(_without(is_y, logits), axis=-1)
+        return -tf.nn.softplus(others - own)
+
+    def sample_again(self, y, outputs, seed, repeats, differs):
+        noisy = self._noisy_logits(outputs, seed)
+        excluded = _is_class(y, outputs) & differs[..., None]
+        labels = tf.argmax(_without(excluded, noisy), axis=-1)
+        return tf.where(repeats, y, labels)
 
     def factors(self, outputs: tf.Tensor) -> tuple[int, Factor]:
         """C - 1 factors for each position.
@@ -123,13 +141,32 @@ class Categorical(Likelihood):
             )
 
     @property
+    def constrains_operations(self) -> bool:
+        return self.from_logits
+
+    def check_operation(self, operation: Any, outputs: Any = None) -> None:
+        if operation == "Softmax":
+            raise not_logits("they come out of a softmax", "Categorical")
+        if operation in _UNCLEAR and outputs is not None:
+            outputs = _in_single_precision(outputs)
+            errors = abs(outputs.sum(axis=-1) - 1)
+            # A table of logits may be one-hot, but no softmax has a zero.
+            if outputs.shape[-1] > 1 and (
+                (outputs > 0).all() and (errors <= 1e-3).all()
+            ):
+                raise not_logits(
+                    "they are positive and sum to 1 over the last axis",
+                    "Categorical",
+                )
+
+    @property
     def constrains_outputs(self) -> bool:
         return not self.from_logits
 
     def check(self, outputs: Any) -> None:
         if self.from_logits:
             return
-        outputs = keras.ops.convert_to_numpy(keras.ops.cast(outputs, "float32"))
+        outputs = _in_single_precision(outputs)
         sums = outputs.sum(axis=-1)
         errors = abs(sums - 1)
         if not ((outputs >= 0).all() and (errors <= 1e-2).all()):
@@ -142,6 +179,27 @@ class Categorical(Likelihood):
 
     def get_config(self) -> dict:
         return {"from_logits": self.from_logits}
+
+
+# What may compute probabilities without a softmax, and little else: only then
+# values tell. The last layer of logits is a matrix product or a sum.
+_UNCLEAR = {"DivNoNan", "Exp", "PartitionedCall", "RealDiv"}
+_UNCLEAR |= {"StatefulPartitionedCall"}
+
+
+def _in_single_precision(outputs: Any) -> np.ndarray:
+    return keras.ops.convert_to_numpy(keras.ops.cast(outputs, "float32"))
+
+
+def _is_class(y: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
+    """Whether a class is y: boolean, of the shape of the outputs."""
+    return tf.one_hot(y, outputs.shape[-1], True, False, dtype=tf.bool)
+
+
+def _without(classes: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """Logits with which some of the classes are impossible."""
+    # As good as -inf, which `tf.debugging.enable_check_numerics` refuses.
+    return tf.where(classes, logits.dtype.min, logits)
 
 
 def _is_dense(y: tf.Tensor, outputs: tf.Tensor) -> bool:

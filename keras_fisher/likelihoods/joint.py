@@ -66,8 +66,7 @@ class Joint(Likelihood):
             f"Received: {keys}"
         )
 
-    def _labelled(self, outputs, *others) -> list[tuple]:
-        """Number, likelihood, output and others of outputs with a label."""
+    def parts(self, outputs, *others):
         columns = [self._in_order(values, what) for what, values in others]
         return [
             (k, each, *rest)
@@ -90,7 +89,7 @@ class Joint(Likelihood):
 
     def _drawn(self, draw: str, outputs: Any, seed: tf.Tensor) -> list:
         labels = [None] * len(self.likelihoods)
-        for k, each, output in self._labelled(outputs):
+        for k, each, output in self.parts(outputs):
             own_seed = random_draws.of_output(seed, k)
             labels[k] = getattr(each, draw)(output, own_seed)
         return labels
@@ -105,7 +104,7 @@ class Joint(Likelihood):
         return tf.add_n(
             [
                 each.negative_log_likelihood(label, output, hidden)
-                for _, each, output, label, hidden in self._labelled(
+                for _, each, output, label, hidden in self.parts(
                     outputs, ("labels", y), ("masks", mask)
                 )
             ]
@@ -116,7 +115,7 @@ class Joint(Likelihood):
             outputs,
             {
                 k: each.score(label, output, hidden, weights)
-                for k, each, output, label, hidden in self._labelled(
+                for k, each, output, label, hidden in self.parts(
                     outputs, ("labels", y), ("masks", mask)
                 )
             },
@@ -124,7 +123,7 @@ class Joint(Likelihood):
 
     def fisher_factors(self, outputs, mask=None):
         count, blocks = 0, []
-        for k, each, output, hidden in self._labelled(outputs, ("masks", mask)):
+        for k, each, output, hidden in self.parts(outputs, ("masks", mask)):
             size, factor = each.fisher_factors(output, hidden)
             blocks.append((k, count, size, factor))
             count += size
@@ -141,11 +140,22 @@ class Joint(Likelihood):
         return count, factor
 
     def check(self, outputs):
-        for _, each, output in self._labelled(outputs):
+        for _, each, output in self.parts(outputs):
             each.check(output)
 
+    @property
+    def constrains_operations(self) -> bool:
+        return any(
+            each.constrains_operations for each in self.likelihoods if each
+        )
+
+    def check_operation(self, operation, outputs=None):
+        for _, each, own, output in self.parts(operation, ("outputs", outputs)):
+            if each.constrains_operations:
+                each.check_operation(own, output)
+
     def check_labels(self, y, classes):
-        for _, each, count, label in self._labelled(classes, ("labels", y)):
+        for _, each, count, label in self.parts(classes, ("labels", y)):
             each.check_labels(label, count)
 
     def get_config(self):

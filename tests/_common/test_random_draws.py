@@ -72,6 +72,25 @@ def test_draws_do_not_depend_on_compilation(name, mode):
         )
 
 
+@pytest.mark.parametrize("mode", ["graph", "xla"])
+@pytest.mark.parametrize(
+    "seed", [(7, 2**32), (2**33 + 5, 7), (7, -1), (-5, 3), (-(2**63), 0)]
+)
+def test_any_seed_draws_the_same_however_compiled(seed, mode):
+    def draw(seed):
+        return random_draws.uniform(
+            [3, 4], random_draws.from_example(seed, 2**33)
+        )
+
+    seed = _seed(*seed)
+    np.testing.assert_array_equal(cases.compiled(draw, mode)(seed), draw(seed))
+    # As TensorFlow draws from it.
+    np.testing.assert_array_equal(
+        random_draws.uniform([8], random_draws.from_example(seed, 0)[:2]),
+        random_draws.uniform([1, 8], random_draws.from_example(seed, 0))[0],
+    )
+
+
 @pytest.mark.parametrize("name", _DRAWS)
 @pytest.mark.parametrize("mode", ["graph", "xla"])
 def test_draws_of_unknown_shape_do_not_depend_on_compilation(name, mode):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import enumeration
 import keras
 from keras import layers
@@ -14,6 +16,7 @@ from keras_fisher._measuring import per_example
 from keras_fisher.likelihoods import Bernoulli
 from keras_fisher.likelihoods import Categorical
 from keras_fisher.likelihoods import Gaussian
+from keras_fisher.likelihoods import Joint
 
 
 def _tokens(classes=4):
@@ -238,6 +241,163 @@ def test_errors_are_those_of_other_seeds(estimator, num_samples, likelihood):
         assert 0.75 < stated / empirical < 1.25, (
             f"{layer}: stated {stated:.3g}, empirical {empirical:.3g}"
         )
+
+
+def _masked_tokens(classes):
+    keras.config.set_dtype_policy("float64")
+    model = keras.Sequential(
+        [
+            keras.Input((3,), dtype="int32"),
+            layers.Embedding(5, 4, mask_zero=True),
+            layers.Dense(classes),
+        ]
+    )
+    random = np.random.default_rng(3)
+    for variable in model.trainable_variables:
+        variable.assign(random.normal(size=variable.shape))
+    return model, np.array([[1, 2, 0], [3, 0, 0], [4, 4, 1]])
+
+
+def _two_heads():
+    body, x = enumeration.classifier(4)
+    inputs = keras.Input((3,))
+    hidden = body(inputs)
+    heads = [layers.Dense(3)(hidden), layers.Dense(2)(hidden)]
+    return keras.Model(inputs, heads), x[:3]
+
+
+# Functions that make a model and a few examples, its likelihood, and the
+# numbers of answers at the positions of an example, of each output.
+_ONE_DRAW = {
+    "classes": (
+        lambda: enumeration.classifier(4),
+        Categorical(),
+        [[4]],
+        [()],
+    ),
+    "probabilities": (
+        lambda: enumeration.classifier(4, "softmax"),
+        Categorical(from_logits=False),
+        [[4]],
+        [()],
+    ),
+    "answers": (
+        lambda: enumeration.classifier(3),
+        Bernoulli(),
+        [[2, 2, 2]],
+        [(3,)],
+    ),
+    "tokens": (lambda: _masked_tokens(3), Categorical(), [[3] * 3], [(3,)]),
+    "outputs": (
+        _two_heads,
+        Joint([Categorical(), Bernoulli()]),
+        [[3], [2, 2]],
+        [(), (2,)],
+    ),
+}
+
+
+def _exact_error(model, x, likelihood, answers, positions, by):
+    """That of one draw, by enumeration of all labels of each example."""
+    variance = 0.0
+    for i in range(len(x)):
+        norms, p = [], []
+        outputs = model(x[i : i + 1])
+        for labels in itertools.product(
+            *(range(n) for part in answers for n in part)
+        ):
+            cuts = np.cumsum([len(part) for part in answers])[:-1]
+            y = [
+                tf.reshape(tf.constant(part), [1, *shape])
+                for part, shape in zip(np.split(labels, cuts), positions)
+            ]
+            y = y if len(y) > 1 else y[0]
+            norms.append(
+                keras_fisher.fisher_trace(
+                    model,
+                    x[i : i + 1],
+                    y,
+                    estimator="empirical",
+                    by=by,
+                    likelihood=likelihood,
+                )
+            )
+            nll = likelihood.negative_log_likelihood(y, outputs)[0]
+            p.append(np.exp(-nll))
+        norms = np.array(
+            [list(n.values()) if by != "total" else [n] for n in norms]
+        )
+        p = np.array(p)
+        # All labels of hidden tokens as well: they change nothing.
+        np.testing.assert_allclose(p.sum(), 1)
+        variance += p @ norms**2 - (p @ norms) ** 2
+    return np.sqrt(variance) / len(x)
+
+
+@pytest.mark.parametrize("by", ["total", "layer", "variable"])
+@pytest.mark.parametrize("name", _ONE_DRAW)
+def test_the_error_of_one_draw_is_that_of_enumeration(name, by):
+    make, likelihood, answers, positions = _ONE_DRAW[name]
+    model, x = make()
+    expected = _exact_error(model, x, likelihood, answers, positions, by)
+    squares = []
+    for seed in range(300):
+        found = keras_fisher.fisher_trace(
+            model, x, likelihood=likelihood, seed=seed, by=by
+        )
+        found = list(found.values()) if by != "total" else [found]
+        squares.append([each.standard_error**2 for each in found])
+    mean = np.mean(squares, axis=0)
+    z = (mean - expected**2) / (np.std(squares, axis=0) / np.sqrt(300))
+    assert np.all(np.abs(z) < 4), (np.sqrt(mean), expected)
+
+
+@pytest.mark.parametrize(
+    ("sure", "size"),
+    [
+        (0.99, 64),
+        enumeration.slow(0.99, 256),
+        enumeration.slow(0.9, 64),
+        enumeration.slow(0.9, 256),
+        enumeration.slow(0.5, 64),
+        enumeration.slow(0.5, 256),
+    ],
+)
+def test_two_errors_cover_the_truth_however_sure_the_model(sure, size):
+    model, _ = enumeration.classifier(10)
+    head = model.layers[-1]
+    head.kernel.assign(0.3 * head.kernel)
+    head.bias.assign([np.log(9 * sure / (1 - sure)), *[0.0] * 9])
+    x = np.random.default_rng(4).normal(size=(size, 3))
+    exact = keras_fisher.fisher_trace(
+        model, x, estimator="exact", likelihood="categorical"
+    )
+    estimates = [
+        keras_fisher.fisher_trace(model, x, likelihood="categorical", seed=seed)
+        for seed in range(300)
+    ]
+    errors = np.array([each.standard_error for each in estimates])
+    covered = np.abs(np.array(estimates) - exact) <= 2 * errors
+    assert np.all(errors > 0)
+    assert np.mean(covered) > 0.9, f"{np.mean(covered):.1%}"
+
+
+@pytest.mark.parametrize("likelihood", [Categorical(), Bernoulli()], ids=repr)
+def test_errors_of_one_draw_are_the_same_under_xla(likelihood):
+    model, x = enumeration.classifier(3)
+    found = []
+    for jit_compile in (False, True):
+        model.jit_compile = jit_compile
+        # A seed of more than 32 bits, as a random one is.
+        found.append(
+            keras_fisher.fisher_trace(
+                model, x, likelihood=likelihood, seed=2**40 + 3
+            )
+        )
+    assert found[0] == pytest.approx(found[1], rel=1e-9)
+    assert found[0].standard_error == pytest.approx(
+        found[1].standard_error, rel=1e-9
+    )
 
 
 @pytest.mark.slow

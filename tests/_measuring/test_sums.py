@@ -32,15 +32,34 @@ def test_means_and_errors_are_weighted_by_examples():
         assert result[name].standard_error == pytest.approx(error)
 
 
-def test_one_draw_takes_the_error_from_pairs():
+@pytest.mark.parametrize("by", ["total", "layer", "variable"])
+def test_one_draw_takes_the_error_from_pairs(by):
     values = np.arange(12.0).reshape(1, 6, 2)
-    again = np.array([[[0.0, 0.0], [1.0, 0.0]], [[2.0, 1.0], [1.0, 3.0]]])
-    sums = sums_lib.Sums(_variables("a/k", "a/b"), "total")
-    sums.add(values, again, 6)
+    norms = np.array([[[0.0, 0.0], [1.0, 0.0]], [[2.0, 1.0], [1.0, 3.0]]])
+    pairs = sums_lib.Pairs(norms, np.array([0.5, 0.1]))
+    sums = sums_lib.Sums(_variables("a/k", "a/b"), by)
+    sums.add(values, pairs, 6)
     result = sums.result(has_error=True)
-    assert result == pytest.approx(values.sum() / 6)
-    # Differences of the totals of 3 each, so a variance of 4.5 an example.
-    assert result.standard_error == pytest.approx(np.sqrt(6 * 4.5) / 6)
+    if by == "total":
+        result = {"a": result}
+    expected = {
+        # Differences of the totals of 3 each, squared and weighted.
+        "a": (values.sum() / 6, (0.5 * 9 + 0.1 * 9) / 4),
+        "a/k": (5.0, 0.5 * 4 / 4),
+        "a/b": (6.0, (0.5 * 1 + 0.1 * 9) / 4),
+    }
+    assert result.keys() == ({"a/k", "a/b"} if by == "variable" else {"a"})
+    for name, found in result.items():
+        value, variance = expected[name]
+        assert found == pytest.approx(value)
+        assert found.standard_error == pytest.approx(np.sqrt(variance / 6))
+
+
+def test_pairs_say_nothing_of_single_examples():
+    sums = sums_lib.Sums(_variables("a/k"), "example")
+    pairs = sums_lib.Pairs(np.ones([2, 3, 1]), np.ones([3]))
+    sums.add(np.ones([1, 3, 1]), pairs, 3)
+    assert np.isnan(sums.result(has_error=True).standard_error).all()
 
 
 def test_a_row_can_stand_for_a_batch():
