@@ -10,9 +10,11 @@ import pytest
 import tensorflow as tf
 
 import keras_fisher
+from keras_fisher import likelihoods
 from keras_fisher.likelihoods import Bernoulli
 from keras_fisher.likelihoods import Categorical
 from keras_fisher.likelihoods import Joint
+from keras_fisher.likelihoods import output_checks
 
 _RANDOM = np.random.default_rng(6)
 _X = _RANDOM.normal(size=(16, 4)).astype("float32")
@@ -205,6 +207,9 @@ _LOGITS = {
         lambda z: layers.Softmax(axis=1)(layers.Reshape((2, 3))(z)),
         layers.Dense(6),
     ),
+    "one_class": lambda: _functional(
+        lambda z: z / keras.ops.sum(z, axis=-1, keepdims=True), layers.Dense(1)
+    ),
     "bounded": lambda: _sequential(layers.Dense(3, activation="sigmoid")),
 }
 
@@ -219,6 +224,25 @@ def test_logits_are_never_refused(name):
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     stock.compile("sgd", loss)
     _fit(stock, y)
+
+
+def test_the_layer_is_looked_into_once(monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        output_checks, "check", lambda *args: calls.append(args)
+    )
+    layer = keras_fisher.layers.FisherRegularization(_LOGITS["random"]())
+    for _ in range(3):
+        layer(_X, training=True)
+    assert len(calls) == 1
+
+
+def test_nothing_is_traced_for_likelihoods_that_take_any_operation(
+    monkeypatch,
+):
+    monkeypatch.setattr(output_checks, "_last_operations", None)
+    for likelihood in ("gaussian", Categorical(False), Bernoulli(False)):
+        output_checks.check(likelihoods.get(likelihood), None, _X)
 
 
 def test_a_model_that_only_runs_eagerly_is_not_looked_into():
