@@ -55,7 +55,11 @@ class _Reference:
         chosen = max(1, round(case.penalty.fraction * size))
         seed, rows = random_draws.draw(case.seed), np.arange(size)
         if case.penalty.fraction < 1:
-            start = int(random_draws.integers([], size, seed))
+            start = int(
+                random_draws.integers(
+                    [], size, random_draws.draw(case.seed, stream=1)
+                )
+            )
             rows = (start + rows[:chosen]) % size
         if chosen < size and case.network.treats_examples_alone:
             # The subset runs by itself, with the masks of dropout drawn for it.
