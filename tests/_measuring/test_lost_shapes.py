@@ -114,6 +114,19 @@ def test_the_trace_is_that_of_single_examples(name):
     np.testing.assert_allclose(found, _by_example(model, x), rtol=2e-4)
 
 
+@pytest.mark.parametrize("name", ["permuted", "text", "distributed"])
+def test_more_draws_than_stand_together(name):
+    model, x = _NETWORKS[name]()
+    trace = keras_fisher.fisher_trace(
+        model, x, likelihood=_LOGITS, num_samples=12, seed=3
+    )
+    exact = keras_fisher.fisher_trace(
+        model, x, likelihood=_LOGITS, estimator="exact"
+    )
+    assert abs(trace - exact) < 5 * trace.standard_error, (trace, exact)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", ["monte_carlo", "batch"])
 @pytest.mark.parametrize("name", _NETWORKS)
 def test_many_draws_in_a_loop(name, estimator):
