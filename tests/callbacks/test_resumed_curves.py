@@ -216,6 +216,7 @@ def _start(tmp_path, stop):
     )
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_curves_that_another_continues(tmp_path):
     with _start(tmp_path, stop=13) as process:
         assert process.stdout.readline() == "ready\n"

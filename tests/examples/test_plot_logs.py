@@ -9,6 +9,7 @@ import pytest
 import scripts
 
 
+@pytest.mark.slow
 def test_figures_are_drawn_from_logs(data_dir, tmp_path):
     for rate in (0.3, 0.1):
         result = scripts.run(

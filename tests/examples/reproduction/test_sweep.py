@@ -131,6 +131,7 @@ def test_a_run_of_another_process_is_waited_for(tmp_path, monkeypatch):
     assert trained == [1, 0]
 
 
+@pytest.mark.slow
 def test_a_script_killed_and_shared_by_two_ends_with_all_runs(tmp_path):
     command = [
         sys.executable,
