@@ -219,7 +219,9 @@ def _uneven_by_hand(count, replicas, most):
 def one_overflows(dtype):
     """One step on a batch whose second half overflows when differentiated."""
     keras.config.set_dtype_policy(dtype)
-    network = keras.Sequential([keras.Input((6,)), keras.layers.Dense(3)])
+    # Of zeros: an example that is classified with certainty has no gradient.
+    head = keras.layers.Dense(3, kernel_initializer="zeros")
+    network = keras.Sequential([keras.Input((6,)), head])
     before = _flat(network)
     x = _X[:_BATCH].astype("float32")
     # The norm of the gradient is about that of the inputs.
