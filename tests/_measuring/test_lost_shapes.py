@@ -103,16 +103,13 @@ def _by_example(model, x) -> np.ndarray:
     return np.array(norms)
 
 
+# One of each way in which shapes are lost.
+_ALWAYS = ("lstm", "permuted", "text", "routed")
+
+
 @pytest.mark.parametrize(
     "name",
-    [
-        "lstm",
-        "permuted",
-        "text",
-        "routed",
-        *cases.slow(["gru", "unrolled", "masked", "both-ways"]),
-        *cases.slow(["cells", "distributed", "tagger"]),
-    ],
+    [*_ALWAYS, *cases.slow(name for name in _NETWORKS if name not in _ALWAYS)],
 )
 def test_the_trace_is_that_of_single_examples(name):
     keras.utils.set_random_seed(0)
