@@ -73,6 +73,7 @@ def complete():
             found is None
             and registry is framework_ops.gradient_registry
             and "Grad" in name
+            and name != "StopGradient"  # which is constant on purpose
         ):
             raise LookupError(
                 f"The gradient operation {name} is registered as not "

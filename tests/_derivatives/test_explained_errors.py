@@ -147,6 +147,29 @@ def test_hessian_trace_takes_differences_there():
     assert float(traces[0]) == pytest.approx(float(traces[1]), rel=0.05)
 
 
+def test_what_is_stopped_on_purpose_is_no_gradient_that_is_lost():
+    """Within a function TensorFlow asks the registry for it, by its name."""
+
+    @tf.function
+    def slope(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = tf.tanh(x) * tf.stop_gradient(tf.exp(x))
+        return tape.gradient(y, x)
+
+    @tf.function
+    def curvature(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = slope(x)
+        with second_derivatives.complete():
+            return tape.gradient(y, x)
+
+    x = np.linspace(-1.0, 1.0, 5)
+    expected = -2 * np.tanh(x) * (1 - np.tanh(x) ** 2) * np.exp(x)
+    np.testing.assert_allclose(curvature(tf.constant(x)), expected, rtol=1e-12)
+
+
 def test_the_registry_is_as_before():
     registry = second_derivatives._REGISTRY
     before = registry.lookup
