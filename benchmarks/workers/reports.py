@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 import platform
 import shlex
+import subprocess
 import sys
 
 from workers import machine
@@ -17,6 +18,22 @@ def command() -> str:
     """The command that is running."""
     script = f"benchmarks/{Path(sys.argv[0]).name}"
     return shlex.join(["python", script, *sys.argv[1:]])
+
+
+def commit() -> str:
+    """The commit that runs, with a plus sign if files differ from it."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments],
+            cwd=processes.ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        ).stdout.strip()
+
+    changes = git("status", "--porcelain", "--untracked-files=no")
+    return git("rev-parse", "--short", "HEAD") + "+" * bool(changes)
 
 
 def markdown(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

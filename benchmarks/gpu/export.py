@@ -1,0 +1,122 @@
+"""Exports the steps that `fit` runs, for machines that have no TensorFlow.
+
+Each step becomes a StableHLO program, with the batch that it is timed with
+and, smaller, with one whose results TensorFlow computes here to compare with.
+Weights and batches are made from seeds where the programs run.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from pathlib import Path
+import sys
+import time
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from absl import app
+from absl import flags
+import keras
+import programs
+import steps
+import tensorflow as tf
+from workers import machine
+from workers import reports
+
+_NETWORKS = flags.DEFINE_multi_enum(
+    "network",
+    [],
+    list(steps.NETWORKS),
+    "A network to export; all if none is given.",
+)
+_SIDES = flags.DEFINE_multi_enum(
+    "side",
+    [],
+    list(steps.SIDES),
+    "A side to export; all if none is given, in bfloat16 only the first four.",
+)
+_PRECISIONS = flags.DEFINE_multi_enum(
+    "precision",
+    list(steps.PRECISIONS),
+    list(steps.PRECISIONS),
+    "Dtype policies of Keras.",
+)
+_TIMED = flags.DEFINE_boolean(
+    "timed", True, "Whether to export the batches that are timed, too."
+)
+_OUTPUT_DIR = flags.DEFINE_string(
+    "output_dir",
+    ".gpu-programs",
+    "Where to write the programs, from the root of the repository. What is "
+    "there of other steps stays.",
+)
+_IN_BOTH = 4  # sides that are exported in every precision
+
+
+def save(directory: Path, name: str, text: str, described: dict) -> None:
+    file = re_named(name)
+    data = gzip.compress(text.encode(), 9, mtime=0)
+    (directory / f"{file}.mlir.gz").write_bytes(data)
+    described = {"name": name, "program": f"{file}.mlir.gz", **described}
+    described = json.dumps(described)
+    (directory / f"{file}.json.gz").write_bytes(
+        gzip.compress(described.encode(), 9, mtime=0)
+    )
+
+
+def re_named(name: str) -> str:
+    """A name as that of a file."""
+    return name.replace("1/8", "eighth").replace(" ", "_").replace("/", "__")
+
+
+def export(directory: Path, network_name: str, side: str, precision: str):
+    """Exports all steps of a side."""
+    network = steps.NETWORKS[network_name]
+    keras.config.set_dtype_policy(precision)
+    sizes = {"checked": network.checked}
+    if _TIMED.value:
+        sizes["timed"] = network.timed
+    for kind, size in sizes.items():
+        for plan, step in steps.steps(network, side, size).items():
+            arguments = steps.arguments(network, side, size)
+            text, described = programs.exported(step, arguments)
+            if kind == "checked":
+                described["true"] = programs.true_results(
+                    step.reference, step, described, arguments
+                )
+            described |= {
+                "network": network_name,
+                "precision": precision,
+                "side": side,
+                "plan": plan,
+                "share": step.share,
+                "kind": kind,
+                "batch_size": size,
+                "commit": reports.commit(),
+                "versions": machine.versions(["tensorflow", "keras", "numpy"]),
+            }
+            name = f"{network_name}/{precision}/{side}/{plan}/{kind}"
+            save(directory, name, text, described)
+            print(f"{name}: {len(text) / 1e6:.1f} MB", flush=True)
+
+
+def main(argv):
+    del argv
+    tf.config.set_visible_devices([], "GPU")
+    directory = reports.output_directory(_OUTPUT_DIR.value)
+    for precision in _PRECISIONS.value:
+        sides = _SIDES.value or steps.SIDES
+        if precision != "float32" and not _SIDES.value:
+            sides = steps.SIDES[:_IN_BOTH]
+        for network in _NETWORKS.value or steps.NETWORKS:
+            for side in sides:
+                begin = time.perf_counter()
+                export(directory, network, side, precision)
+                print(f"  {time.perf_counter() - begin:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    app.run(main)
