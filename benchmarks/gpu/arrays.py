@@ -20,9 +20,12 @@ def uniform(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
     From raw bits: what NumPy makes of them may change between versions.
     """
-    count = int(np.prod(shape))
-    bits = np.random.PCG64(zlib.crc32(name.encode())).random_raw(count)
-    return ((bits >> np.uint64(40)) * 2.0**-24).reshape(shape)
+    return ((_bits(name, shape) >> np.uint64(40)) * 2.0**-24).reshape(shape)
+
+
+def _bits(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    generator = np.random.PCG64(zlib.crc32(name.encode()))
+    return generator.random_raw(int(np.prod(shape)))
 
 
 def described(value: np.ndarray) -> dict[str, Any]:
@@ -67,9 +70,9 @@ def sketch(name: str, value: np.ndarray) -> list[float]:
     their difference, so that arrays need not travel to be compared.
     """
     flat = np.asarray(value, "float64").ravel()
-    products = []
+    bits, products = _bits(name, flat.shape), []
     for number in range(_PROJECTIONS):
-        drawn = uniform(f"{name} {number}", flat.shape) < 0.5
+        drawn = (bits >> np.uint64(63 - number)) & np.uint64(1)
         products.append(float(np.where(drawn, flat, -flat).sum()))
     return [float(np.linalg.norm(flat)), *products]
 

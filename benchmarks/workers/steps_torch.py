@@ -21,8 +21,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-_VOCABULARY, _WIDTH = 1000, 64
-_ALPHA = 0.1
+VOCABULARY, _WIDTH = 1000, 64
+ALPHA = 0.1
 
 
 class Same(nn.Module):
@@ -158,7 +158,7 @@ class Transformer(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.tokens = nn.Embedding(_VOCABULARY, _WIDTH)
+        self.tokens = nn.Embedding(VOCABULARY, _WIDTH)
         self.positions = nn.Parameter(torch.randn(64, _WIDTH) * 0.02)
         self.attention, self.dense = nn.ModuleList(), nn.ModuleList()
         for _ in range(2):
@@ -184,7 +184,7 @@ class Transformer(nn.Module):
         return self.predictions(self.normalization(x).mean(1))
 
 
-_NETWORKS = {
+NETWORKS = {
     "SimpleCNN 40x1": signal_cnn,
     "SimpleCNN 32x32x3": image_cnn,
     "VGG11 32x32x3": vgg11,
@@ -209,7 +209,7 @@ class Side:
         self._before = machine.peak()
 
     def _start(self, memory_format: torch.memory_format) -> None:
-        model = _NETWORKS[self._network]()
+        model = NETWORKS[self._network]()
         if self._x.dim() == 4:
             model = model.to(memory_format=memory_format)
             self._x = self._x.contiguous(memory_format=memory_format)
@@ -228,7 +228,7 @@ class Side:
                 list(self._model.parameters()),
                 create_graph=True,
             )
-            loss = loss + _ALPHA * sum(g.square().sum() for g in gradients)
+            loss = loss + ALPHA * sum(g.square().sum() for g in gradients)
         self._optimizer.zero_grad()
         loss.backward()
         self._optimizer.step()
