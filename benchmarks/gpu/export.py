@@ -29,7 +29,7 @@ from workers import reports
 _NETWORKS = flags.DEFINE_multi_enum(
     "network",
     [],
-    list(steps.NETWORKS),
+    [*steps.NETWORKS, *steps.TRAINED],
     "A network to export; all if none is given.",
 )
 _SIDES = flags.DEFINE_multi_enum(
@@ -46,6 +46,11 @@ _PRECISIONS = flags.DEFINE_multi_enum(
 )
 _TIMED = flags.DEFINE_boolean(
     "timed", True, "Whether to export the batches that are timed, too."
+)
+_TRAINING = flags.DEFINE_boolean(
+    "training",
+    False,
+    "Whether to export what `train.py` trains, and nothing else.",
 )
 _OUTPUT_DIR = flags.DEFINE_string(
     "output_dir",
@@ -72,13 +77,15 @@ def re_named(name: str) -> str:
     return name.replace("1/8", "eighth").replace(" ", "_").replace("/", "__")
 
 
-def export(directory: Path, network_name: str, side: str, precision: str):
+def export(
+    directory: Path, network_name: str, side: str, precision: str
+) -> None:
     """Exports all steps of a side."""
-    network = steps.NETWORKS[network_name]
+    network = (steps.NETWORKS | steps.TRAINED)[network_name]
     keras.config.set_dtype_policy(precision)
-    sizes = {"checked": network.checked}
-    if _TIMED.value:
-        sizes["timed"] = network.timed
+    sizes = {"checked": network.checked, "timed": network.timed}
+    if not _TIMED.value:
+        del sizes["timed"]
     for kind, size in sizes.items():
         for plan, step in steps.steps(network, side, size).items():
             arguments = steps.arguments(network, side, size)
@@ -107,6 +114,11 @@ def main(argv):
     del argv
     tf.config.set_visible_devices([], "GPU")
     directory = reports.output_directory(_OUTPUT_DIR.value)
+    if _TRAINING.value:
+        for network in _NETWORKS.value or steps.TRAINED:
+            for side in steps.TRAINED_SIDES:
+                export(directory, network, side, "float32")
+        return
     for precision in _PRECISIONS.value:
         sides = _SIDES.value or steps.SIDES
         if precision != "float32" and not _SIDES.value:

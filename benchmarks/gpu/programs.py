@@ -34,9 +34,7 @@ def exported(
     """
     specs = [tf.TensorSpec(a["shape"], a["dtype"]) for a in arguments]
     concrete = step.function.get_concrete_function(*specs)
-    text = step.function.experimental_get_compiler_ir(*specs)(
-        stage="stablehlo"
-    )
+    text = step.function.experimental_get_compiler_ir(*specs)(stage="stablehlo")
     described = arguments + _captured(concrete, step.names)
     written = _written(concrete)
     outputs = keras.tree.flatten_with_path(concrete.structured_outputs)
@@ -46,8 +44,7 @@ def exported(
         if output is not None
     ]
     results += [
-        {"name": described[i]["name"], "feeds": i}
-        for i in sorted(written)
+        {"name": described[i]["name"], "feeds": i} for i in sorted(written)
     ]
     _check(text, described, results)
     return text, {"arguments": described, "results": results}
@@ -107,9 +104,7 @@ def _written_names(nodes, library) -> set[str]:
             for name in [value.func.name, *(f.name for f in value.list.func)]:
                 if name not in library:
                     continue
-                signature = [
-                    a.name for a in library[name].signature.input_arg
-                ]
+                signature = [a.name for a in library[name].signature.input_arg]
                 inner = _written_names(library[name].node_def, library)
                 # Conditions have another input in front.
                 given = inputs[len(inputs) - len(signature) :]

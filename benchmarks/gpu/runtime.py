@@ -1,7 +1,6 @@
 """Runs exported programs with the XLA of JAX, which is not public API.
 
-Written for JAX 0.11.2. It needs `JAX_ENABLE_X64=1`: seeds and counters have 64
-bits.
+Written for JAX 0.11.2.
 """
 
 from __future__ import annotations
@@ -16,15 +15,15 @@ import re
 import time
 from typing import Any
 
-os.environ["JAX_ENABLE_X64"] = "1"
-# Beside PyTorch, on the same card.
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-
 import arrays
 import jax
 import jax.extend
 from jax._src.lib import xla_client
 import numpy as np
+
+jax.config.update("jax_enable_x64", True)
+# Read as the backend starts: PyTorch is on the same card.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 
 def descriptions(directory: Path) -> Iterator[dict[str, Any]]:
@@ -37,16 +36,24 @@ def descriptions(directory: Path) -> Iterator[dict[str, Any]]:
 
 
 class Arguments:
-    """Makes arguments on the device, each once."""
+    """Makes arguments, each once for all programs."""
 
     def __init__(self):
         self._made: dict[str, Any] = {}
 
     def __call__(self, argument: dict[str, Any]) -> Any:
+        """An argument on the device; a variable is the caller's own.
+
+        Programs give the memory of variables to their new values.
+        """
         key = json.dumps(argument, sort_keys=True)
         if key not in self._made:
-            self._made[key] = jax.device_put(arrays.made(argument))
-        return self._made[key]
+            self._made[key] = arrays.made(argument)
+            if argument["role"] != "variable":
+                self._made[key] = jax.device_put(self._made[key])
+        if argument["role"] != "variable":
+            return self._made[key]
+        return jax.device_put(self._made[key].copy())
 
     def clear(self) -> None:
         self._made.clear()
@@ -85,17 +92,29 @@ class Program:
         self._arguments = [make(a) for a in self.described["arguments"]]
         self.outputs = None
 
-    def set(self, name: str, value: np.ndarray) -> None:
-        """Changes an argument."""
-        names = [a["name"] for a in self.described["arguments"]]
-        self._arguments[names.index(name)] = jax.device_put(value)
-
     def step(self) -> None:
         """Executes it once, and feeds results back to the arguments."""
         self.outputs = self._executable.execute(self._arguments)
         for result, output in zip(self.described["results"], self.outputs):
             if result["feeds"] is not None:
                 self._arguments[result["feeds"]] = output
+
+    def call(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Executes it once on arguments by name.
+
+        Args:
+            values: The arguments. New values of variables are put in here.
+
+        Returns:
+            The other results by name.
+        """
+        arguments = [values[a["name"]] for a in self.described["arguments"]]
+        outputs = self._executable.execute(arguments)
+        others = {}
+        for result, output in zip(self.described["results"], outputs):
+            feeds = result["feeds"] is not None
+            (values if feeds else others)[result["name"]] = output
+        return others
 
     def run(self, steps: int) -> float:
         """The seconds of a step, in so many."""
@@ -143,7 +162,7 @@ class Program:
         stats = self._executable.get_compiled_memory_stats()
         parts = {
             "arguments": stats.argument_size_in_bytes,
-            "results": stats.output_size_in_bytes,
+            "results": (stats.output_size_in_bytes - stats.alias_size_in_bytes),
             "temporary": stats.temp_size_in_bytes,
         }
         return {**parts, "all": sum(parts.values())}
@@ -177,3 +196,9 @@ def statistics(optimized: str) -> dict[str, int]:
             kind = "fusion triton" if triton else f"fusion {fusion[1]}"
         found[kind] += 1
     return dict(found)
+
+
+def platform_version() -> str:
+    """What the backend says of itself, in one line."""
+    backend = jax.extend.backend.get_backend()
+    return " ".join(str(backend.platform_version).split())

@@ -16,6 +16,7 @@ from workers import sides
 import keras_fisher
 from keras_fisher._measuring import fisher_trace
 from keras_fisher._training import schedule
+from keras_fisher.applications import ResNet
 from keras_fisher.applications import WideResNet
 from keras_fisher.likelihoods.lookup import of_model
 
@@ -68,15 +69,11 @@ class Network:
 
 def _of_workers(name: str, timed: int, checked: int = 8, **kwargs) -> Network:
     found = networks.find(name)
-    return Network(
-        found.build, found.input_shape, 10, timed, checked, **kwargs
-    )
+    return Network(found.build, found.input_shape, 10, timed, checked, **kwargs)
 
 
 def _resnet50() -> keras.Model:
-    return keras.applications.ResNet50(
-        weights=None, classifier_activation=None
-    )
+    return keras.applications.ResNet50(weights=None, classifier_activation=None)
 
 
 def _wide_resnet() -> keras.Model:
@@ -101,6 +98,21 @@ _WANTED = (
 )
 # What this version of the library has of it; what people use most is first.
 SIDES = tuple(s for s in _WANTED if s in (*sides.NAMES, TRACE))
+# What `train.py` trains.
+EVALUATION = "evaluation"
+_TRAINED_SIDES = {
+    "no penalty": dict(trace_every=10),
+    "FP 0.1": dict(penalty=keras_fisher.FisherPenalty(0.1)),
+    "FP 1": dict(penalty=keras_fisher.FisherPenalty(1.0)),
+}
+TRAINED_SIDES = (*_TRAINED_SIDES, EVALUATION)
+_FASHION = (28, 28, 1)
+TRAINED = {
+    "ResNet-20": Network(lambda: ResNet(_FASHION, 10), _FASHION, 10, 128, 4),
+    "WideResNet-16-4": Network(
+        lambda: WideResNet(_FASHION, 10), _FASHION, 10, 128, 4
+    ),
+}
 
 
 @dataclasses.dataclass
@@ -134,7 +146,12 @@ def compiled_model(
     keras.backend.clear_session()
     keras.utils.set_random_seed(0)
     model = network.build()
-    arguments = None if side == TRACE else sides.arguments(side, batch_size)
+    if side in _TRAINED_SIDES:
+        arguments = _TRAINED_SIDES[side]
+    elif side in (TRACE, EVALUATION):
+        arguments = None
+    else:
+        arguments = sides.arguments(side, batch_size)
     if arguments is not None:
         model = keras_fisher.FisherModel(model, seed=0, **arguments)
     model.compile(
@@ -161,16 +178,20 @@ def steps(
     model = compiled_model(network, side, batch_size, **kwargs)
     if side == TRACE:
         return {"compiled function": _trace(network, model, batch_size)}
+    if side == EVALUATION:
+
+        def evaluate(x, y):
+            return model(x, training=False), y
+
+        return {"outputs": _step(evaluate, model, 1.0)}
     if side == PLAIN:
 
         def plain(x, y):
             return model.train_step((x, y))
 
         return {"plain": _step(plain, model, 1.0)}
-    period = sides.period(side)
-    counts = Counter()
-    model._schedule.choose(lambda plan: counts.update([plan]), 0)
-    for number in range(1, period):
+    period, counts = 10, Counter()
+    for number in range(period):
         model._schedule.choose(lambda plan: counts.update([plan]), number)
 
     def planned(plan):

@@ -1,0 +1,246 @@
+"""Makes the tables of what `card.py` and `train.py` found on GPUs.
+
+Needs only the standard library. Writes `gpu.md` and `gpu.json` from the files
+of one or several runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+import statistics
+from typing import Any
+
+PLAIN, PENALIZED, TENTH = "keras.Model", "FP every 1", "FP every 10"
+_MODES = {
+    "tf32": "float32, products in TF32 (the default on such cards)",
+    "mixed_bfloat16": "mixed_bfloat16",
+    "float32": "float32, products in float32",
+}
+
+
+def table(columns: list[str], rows: list[list[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def name_parts(name: str) -> dict[str, str]:
+    """Parts of the name of a program."""
+    network, mode, *rest = name.split("/")
+    *side, plan, kind = rest
+    return {
+        "network": network,
+        "mode": mode,
+        "side": "/".join(side),
+        "plan": plan,
+        "kind": kind,
+    }
+
+
+class Block:
+    """Seconds of the sides that took turns: of one network, in one mode."""
+
+    def __init__(self, seconds: dict[str, list[float]], shares: dict):
+        programs = [n for n in seconds if not n.startswith("PyTorch")]
+        first = name_parts(programs[0])
+        self.network, self.mode = first["network"], first["mode"]
+        self.sides: dict[str, list[float]] = {}
+        self.programs: dict[str, list[str]] = {}
+        for name in seconds:
+            if name in programs:
+                side = name_parts(name)["side"]
+                self.programs.setdefault(side, []).append(name)
+            else:
+                self.sides[name] = seconds[name]
+        for side, names in self.programs.items():
+            parts = [(shares.get(n, 1.0), seconds[n]) for n in names]
+            # Steps that are Keras's own have no program.
+            rest = 1 - sum(share for share, _ in parts)
+            if rest > 1e-6:
+                plain = [n for n in names if name_parts(n)["side"] == PLAIN]
+                plain = plain or [
+                    n for n in programs if name_parts(n)["side"] == PLAIN
+                ]
+                if not plain:
+                    continue
+                parts.append((rest, seconds[plain[0]]))
+            self.sides[side] = [
+                sum(share * value for (share, _), value in zip(parts, values))
+                for values in zip(*(values for _, values in parts))
+            ]
+
+    def ratios(self, side: str, base: str) -> list[float]:
+        """Of a side to another one, turn by turn."""
+        return [a / b for a, b in zip(self.sides[side], self.sides[base])]
+
+
+def spread(values: list[float], form: str) -> str:
+    """Median and quartiles."""
+    if len(values) < 2:
+        return form.format(values[0])
+    low, middle, high = statistics.quantiles(values, method="inclusive")
+    return f"{form.format(middle)} ({form.format(low)}–{form.format(high)})"
+
+
+def times(found: dict[str, Any]) -> str:
+    """A table of step times for each mode."""
+    shares = {n: p["share"] for n, p in found["programs"].items()}
+    blocks = [Block(seconds, shares) for seconds in found["blocks"]]
+    parts = []
+    for mode, title in _MODES.items():
+        mine = [b for b in blocks if b.mode == mode]
+        if not mine:
+            continue
+        rows = []
+        for block in mine:
+            for side in block.sides:
+                rows.append(_row(found, block, side))
+        columns = ["network", "side", "ms a step", "× plain", "memory, GB"]
+        parts.append(f"## Steps, {title}\n\n{table(columns, rows)}")
+    return "\n\n".join(parts)
+
+
+def _row(found: dict[str, Any], block: Block, side: str) -> list[str]:
+    is_torch = side.startswith("PyTorch")
+    base = "PyTorch plain" if is_torch else PLAIN
+    ratio = ""
+    if base in block.sides:
+        ratio = spread(block.ratios(side, base), "{:.2f}")
+    if is_torch:
+        peer = found["peers"].get(f"{block.network}/{block.mode}/{side}", {})
+        memory = peer.get("memory", 0)
+    else:
+        memory = max(
+            found["programs"][n]["memory"]["all"] for n in block.programs[side]
+        )
+    milliseconds = [1000 * value for value in block.sides[side]]
+    return [
+        f"{block.network}, {batch_size(found, block)}",
+        side,
+        spread(milliseconds, "{:.2f}"),
+        ratio,
+        f"{memory / 1e9:.2f}",
+    ]
+
+
+def batch_size(found: dict[str, Any], block: Block) -> int:
+    names = next(iter(block.programs.values()))
+    return found["programs"][names[0]]["batch_size"]
+
+
+def aims(found: dict[str, Any]) -> str:
+    """What was aimed at, and what was found."""
+    shares = {n: p["share"] for n, p in found["programs"].items()}
+    rows = []
+    for block in [Block(s, shares) for s in found["blocks"]]:
+        sides = block.sides
+        if PENALIZED not in sides or PLAIN not in sides:
+            continue
+        row = [block.network, block.mode]
+        for side in (PENALIZED, TENTH, "FP fraction 1/8"):
+            row.append(
+                f"{statistics.median(block.ratios(side, PLAIN)):.2f}"
+                if side in sides
+                else ""
+            )
+        for side in ("PyTorch FP", "PyTorch FP compiled"):
+            row.append(
+                f"{statistics.median(block.ratios(side, PENALIZED)):.2f}"
+                if side in sides
+                else ""
+            )
+        rows.append(row)
+    columns = ["network", "mode", "FP every 1, × plain (aim 3.1)"]
+    columns += ["every 10 (1.3)", "fraction 1/8 (1.35)"]
+    columns += ["PyTorch FP, × FP (1.3)", "compiled PyTorch FP, × FP"]
+    return f"## Aims\n\n{table(columns, rows)}"
+
+
+def checks(found: dict[str, Any]) -> str:
+    """How far results are from those of TensorFlow."""
+    rows = []
+    for name, check in found["checks"].items():
+        parts = name_parts(name)
+        gradient = check["gradient"]
+        worst, error = check["worst"]
+        rows.append(
+            [
+                *(parts["network"], f"{parts['side']}, {parts['plan']}"),
+                "" if gradient is None else f"{gradient:.1e}",
+                f"{max(check['scalars'].values(), default=0):.1e}",
+                f"{error:.1e} ({worst})",
+            ]
+        )
+    columns = ["network", "step", "gradient", "loss, Tr(F), penalty"]
+    columns.append("worst of all results")
+    title = "## Distance from TensorFlow's results, relative, in float32"
+    return f"{title}\n\n{table(columns, rows)}"
+
+
+def profile(found: dict[str, Any]) -> str:
+    """Where the time of a step goes."""
+    rows = [
+        [
+            *(name_parts(name)["network"], name_parts(name)["side"]),
+            f"{p['milliseconds']:.2f}",
+            f"{p['products']:.2f}",
+            f"{p['kernels']:.0f}",
+        ]
+        for name, p in found["profiles"].items()
+    ]
+    columns = ["network", "side", "ms on the device"]
+    columns += ["in products and convolutions", "kernels"]
+    return f"## Kernels of a step, TF32\n\n{table(columns, rows)}"
+
+
+def about(found: dict[str, Any]) -> str:
+    return "\n".join(f"- {k}: {v}" for k, v in found["about"].items())
+
+
+def page(found: list[dict[str, Any]]) -> str:
+    """The page of all runs."""
+    parts = [
+        "# Steps on a GPU",
+        "The programs that TensorFlow compiles for `fit`, run by the XLA of "
+        "JAX; written by `benchmarks/gpu/tables.py`. Sides of a network took "
+        "turns: medians of the turns, and quartiles. Memory is what XLA has "
+        "planned, and what PyTorch has allocated at most.",
+    ]
+    for number, run in enumerate(found, 1):
+        if len(found) > 1:
+            parts.append(f"# Run {number}")
+        parts.append(about(run))
+        if run["blocks"]:
+            parts += [aims(run), times(run)]
+        if run["checks"]:
+            parts.append(checks(run))
+        if run["profiles"]:
+            parts.append(profile(run))
+        if run["left out"]:
+            lines = [
+                f"- {what}: {' '.join(why.split())[-200:]}"
+                for what, why in run["left out"]
+            ]
+            parts.append("## Left out\n\n" + "\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("runs", nargs="+", help="Files `gpu.json` of runs.")
+    parser.add_argument(
+        "--output", default="benchmarks/results", help="Where tables go."
+    )
+    options = parser.parse_args()
+    found = [json.loads(Path(run).read_text("utf-8")) for run in options.runs]
+    output = Path(options.output)
+    (output / "gpu.json").write_text(json.dumps(found, indent=1), "utf-8")
+    (output / "gpu.md").write_text(page(found), "utf-8")
+
+
+if __name__ == "__main__":
+    main()
