@@ -7,7 +7,8 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 export TFDS_DATA_DIR ?= $(CURDIR)/.data
 
 .PHONY: demo test test-all lint format clean reproduce \
-    benchmark benchmark-traces benchmark-accuracy benchmark-scaling
+    benchmark benchmark-traces benchmark-accuracy benchmark-scaling \
+    gpu-programs gpu-check
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py
@@ -46,6 +47,25 @@ benchmark-accuracy: $(VENV)/.installed
 benchmark-scaling: $(VENV)/.installed
 	$(BIN)/python benchmarks/scaling.py
 
+# Exports the steps of fit for a GPU machine; see benchmarks/README.md.
+gpu-programs: $(VENV)/.installed
+	$(BIN)/python benchmarks/gpu/export.py
+	$(BIN)/python benchmarks/gpu/export.py --training
+
+# Compares what they compute through JAX, on this machine, with TensorFlow.
+gpu-check: gpu-programs .venv-jax/.installed
+	.venv-jax/bin/python benchmarks/gpu/card.py --no_torch --threads=2 \
+	    --parts check_all --reserve=0 --seconds=36000 \
+	    --output=.gpu-programs/checked
+
+# JAX 0.11.2 is what benchmarks/gpu is written for; it needs Python 3.12.
+.venv-jax/.installed:
+	$(PYTHON) -m venv .venv-jax
+	.venv-jax/bin/python -m pip install --quiet numpy \
+	    "jax==0.11.2; python_version >= '3.12'" \
+	    "jax==0.10.2; python_version < '3.12'"
+	touch $@
+
 $(VENV)/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; assert (3, 10) <= sys.version_info < (3, 14), \
 	    "Python 3.10 to 3.13 is needed, for example: make PYTHON=python3.12"'
@@ -55,4 +75,4 @@ $(VENV)/.installed: setup.cfg pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-torch .data build *.egg-info
+	rm -rf $(VENV) .venv-torch .venv-jax .gpu-programs .data build *.egg-info

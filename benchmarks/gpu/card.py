@@ -27,7 +27,10 @@ import torch_peer
 PLAIN, PENALIZED, TENTH = "keras.Model", "FP every 1", "FP every 10"
 _EIGHTH = "FP fraction 1/8"
 _MODES = ("tf32", "mixed_bfloat16", "float32")
+_ASKED = "name,driver_version,memory.total"
 _TURN = 0.15  # seconds
+# The most that float32 results may be off; differences lose half the digits.
+_TOLERANCE, _TOLERANCE_OF_DIFFERENCES = 1e-5, 1e-3
 _WARM_UP = 3
 
 
@@ -73,8 +76,7 @@ def about() -> dict[str, str]:
     }
     try:
         asked = subprocess.run(
-            ["nvidia-smi", "--query-gpu=name,driver_version,memory.total"]
-            + ["--format=csv,noheader"],
+            ["nvidia-smi", f"--query-gpu={_ASKED}", "--format=csv,noheader"],
             capture_output=True,
             text=True,
             check=True,
@@ -268,6 +270,18 @@ class Session:
                 self._report.leave_out(part, traceback.format_exc())
             self._report.write()
 
+    def wrong(self) -> list[str]:
+        """Checked programs whose results are off."""
+        found = []
+        for name, check in self._report.found["checks"].items():
+            errors = [check["gradient"] or 0, *check["scalars"].values()]
+            limit = _TOLERANCE
+            if "finite difference" in name:
+                limit = _TOLERANCE_OF_DIFFERENCES
+            if not max(errors) <= limit:
+                found.append(f"{name}: {max(errors):.1e}")
+        return found
+
     def _smoke(self) -> None:
         jobs = self._jobs("checked", "float32", [PENALIZED], ["SimpleCNN"])
         compiled = self._programs.compile(jobs, 0)
@@ -358,7 +372,7 @@ class Session:
                 break
             program.begin(make)
             program.run(2)
-            found = profiles.profiled(lambda: program.run(3), steps=3)
+            found = profiles.profiled(program.run, steps=3)
             program.end()
             make.clear()
             self._report.found["profiles"][name] = found
@@ -412,7 +426,11 @@ def main() -> None:
     )
     add("--no_torch", action="store_true", help="Without PyTorch.")
     add("--torch_sides", nargs="*", default=["plain", "FP"], help="Which.")
-    Session(parser.parse_args()).run()
+    session = Session(parser.parse_args())
+    session.run()
+    wrong = session.wrong()
+    print("\n".join(["Off by more than rounding:", *wrong] if wrong else []))
+    sys.exit(bool(wrong))
 
 
 if __name__ == "__main__":

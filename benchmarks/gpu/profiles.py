@@ -21,8 +21,8 @@ _PRODUCTS = re.compile(
 )
 
 
-def profiled(run: Callable[[], Any], steps: int) -> dict[str, Any]:
-    """Times of kernels, by name, of a function that makes some steps.
+def profiled(run: Callable[[int], Any], steps: int) -> dict[str, Any]:
+    """Times of kernels, by name, of a function that makes so many steps.
 
     Returns:
         Milliseconds of a step on the device, those in matrix products and
@@ -31,7 +31,7 @@ def profiled(run: Callable[[], Any], steps: int) -> dict[str, Any]:
     """
     with tempfile.TemporaryDirectory() as directory:
         jax.profiler.start_trace(directory)
-        run()
+        run(steps)
         jax.profiler.stop_trace()
         (path,) = Path(directory).glob("**/*.xplane.pb")
         data = jax.profiler.ProfileData.from_file(str(path))

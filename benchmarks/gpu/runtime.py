@@ -17,8 +17,8 @@ from typing import Any
 
 import arrays
 import jax
-import jax.extend
 from jax._src.lib import xla_client
+import jax.extend
 import numpy as np
 
 jax.config.update("jax_enable_x64", True)

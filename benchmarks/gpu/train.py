@@ -7,6 +7,7 @@ and writes all of them as CSV as they come.
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import csv
 import gzip
 from pathlib import Path
@@ -193,11 +194,17 @@ def main() -> None:
     start = time.time()
     output = Path(options.output)
     output.mkdir(parents=True, exist_ok=True)
-    programs = {
-        (d["side"], d["plan"]): runtime.Program(d)
+    described = [
+        d
         for d in runtime.descriptions(Path(options.programs))
         if d["network"] == options.network and d["kind"] == "timed"
-    }
+    ]
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        compiled = pool.map(runtime.Program, described)
+        programs = {
+            (d["side"], d["plan"]): program
+            for d, program in zip(described, compiled)
+        }
     data = Data(Path(options.data))
     trainer, runs = Trainer(programs, data), _RUNS[: options.runs]
     print(f"{time.time() - start:.0f} s: compiled {len(programs)}", flush=True)

@@ -21,7 +21,7 @@ def command() -> str:
 
 
 def commit() -> str:
-    """The commit that runs, with a plus sign if files differ from it."""
+    """The last commit of the library, with a plus sign if files differ."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(
@@ -32,8 +32,8 @@ def commit() -> str:
             check=False,
         ).stdout.strip()
 
-    changes = git("status", "--porcelain", "--untracked-files=no")
-    return git("rev-parse", "--short", "HEAD") + "+" * bool(changes)
+    found = git("log", "-1", "--format=%h", "--", "keras_fisher")
+    return found + "+" * bool(git("status", "--porcelain", "keras_fisher"))
 
 
 def markdown(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
