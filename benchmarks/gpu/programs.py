@@ -50,6 +50,18 @@ def exported(
     return text, {"arguments": described, "results": results}
 
 
+def _portable(text: str) -> str:
+    """The program without the one operation that is not StableHLO.
+
+    XLA copies the values of variables, which other runtimes see to.
+    """
+    return re.sub(
+        r'"?mhlo\.copy"? (%\S+) : (tensor<[^>]*>)',
+        r"stablehlo.convert \1 : (\2) -> \2",
+        text,
+    )
+
+
 def _captured(concrete, names: dict[int, str]) -> list[dict[str, Any]]:
     variables = {id(v.handle): v for v in concrete.variables}
     found = []
