@@ -141,6 +141,15 @@ class Programs:
         self._report.write()
         return {k: self._compiled[k] for k in jobs if k in self._compiled}
 
+    def compiled(self, sides: list[str]) -> dict[str, runtime.Program]:
+        """All programs of some sides that are compiled to be timed."""
+        return {
+            name: program
+            for side in sides
+            for name, program in self._compiled.items()
+            if program.described["side"] == side and name.endswith("/timed")
+        }
+
     def _one(self, described, mode, until):
         if self._report.left < until:
             return None
@@ -228,9 +237,10 @@ class Session:
         self._report = Report(output / "gpu.json", options.seconds)
         self._programs = Programs(self._report, options.threads)
         self._described = list(runtime.descriptions(Path(options.programs)))
-        self._networks = options.networks or [
-            *dict.fromkeys(d["network"] for d in self._described)
-        ]
+        known = [*dict.fromkeys(d["network"] for d in self._described)]
+        known = options.networks or known
+        self._networks = [n for n in known if ", large" not in n]
+        self._large_networks = [n for n in known if ", large" in n]
         self._peer = None if options.no_torch else torch_peer.Peer()
 
     def _jobs(self, kind: str, mode: str, sides, networks=None) -> list:
@@ -238,11 +248,12 @@ class Session:
         return [
             (d, mode)
             for side in sides
+            for network in networks or self._networks
             for d in self._described
             if d["side"] == side
             and d["kind"] == kind
             and d["precision"] == precision
-            and d["network"] in (networks or self._networks)
+            and d["network"] == network
             # Is Keras's own, and another reading of two variables.
             and not (d["plan"] == "plain" and side != PLAIN)
         ]
@@ -312,6 +323,10 @@ class Session:
         sides = [PENALIZED, PLAIN, TENTH, _EIGHTH]
         self._timed("tf32", sides, self._options.reserve)
 
+    def _large(self) -> None:
+        sides = [PENALIZED, PLAIN, TENTH, _EIGHTH]
+        self._timed("tf32", sides, 20, self._large_networks)
+
     def _bfloat16(self) -> None:
         self._timed("mixed_bfloat16", [PENALIZED, PLAIN], 20)
 
@@ -323,10 +338,15 @@ class Session:
         sides = [s for s in self._sides() if s not in known]
         self._timed("tf32", sides, 20)
 
-    def _timed(self, mode: str, sides: list[str], until: float) -> None:
-        jobs = self._jobs("timed", mode, sides)
+    def _timed(
+        self, mode: str, sides: list[str], until: float, networks=None
+    ) -> None:
+        networks = networks or self._networks
+        jobs = self._jobs("timed", mode, sides, networks)
         compiled = self._programs.compile(jobs, until)
-        for network in self._networks:
+        while self._options.after and not Path(self._options.after).exists():
+            time.sleep(0.5)
+        for network in networks:
             mine = {
                 k: p
                 for k, p in compiled.items()
@@ -364,8 +384,8 @@ class Session:
                 self._report.leave_out(name, found["error"])
 
     def _profile(self) -> None:
-        sides = [PENALIZED, PLAIN]
-        compiled = self._programs.compile(self._jobs("timed", "tf32", sides), 5)
+        """Profiles the core of what is compiled, first of all networks."""
+        compiled = self._programs.compiled([PLAIN, PENALIZED, _EIGHTH, TENTH])
         make = runtime.Arguments()
         for name, program in compiled.items():
             if self._report.left < 5:
@@ -380,8 +400,7 @@ class Session:
             self._report.write()
 
     def _optimized(self) -> None:
-        sides = [PENALIZED, PLAIN]
-        compiled = self._programs.compile(self._jobs("timed", "tf32", sides), 5)
+        compiled = self._programs.compiled([PENALIZED, PLAIN, _EIGHTH])
         profiles.archive(
             Path(self._options.output) / "optimized.tar.gz",
             {name: program.optimized() for name, program in compiled.items()},
@@ -400,7 +419,7 @@ class Session:
                 self._in_turns(compiled, "tf32", True)
 
 
-_PARTS = ("smoke", "core", "check", "optimized", "profile", "bfloat16")
+_PARTS = ("smoke", "core", "bfloat16", "large", "profile", "optimized", "check")
 _MORE = ("others", "full_float32", "compiled_torch", "check_all")
 
 
@@ -424,6 +443,7 @@ def main() -> None:
         choices=_PARTS + _MORE,
         help="In this order.",
     )
+    add("--after", help="Nothing is timed before this file exists.")
     add("--no_torch", action="store_true", help="Without PyTorch.")
     add("--torch_sides", nargs="*", default=["plain", "FP"], help="Which.")
     session = Session(parser.parse_args())

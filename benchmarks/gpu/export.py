@@ -19,24 +19,26 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from absl import app
 from absl import flags
-import keras
 import programs
 import steps
 import tensorflow as tf
 from workers import machine
 from workers import reports
 
+_ALL = steps.NETWORKS | steps.LARGE | steps.TRAINED
 _NETWORKS = flags.DEFINE_multi_enum(
     "network",
     [],
-    [*steps.NETWORKS, *steps.TRAINED],
-    "A network to export; all if none is given.",
+    list(_ALL),
+    "A network to export; all but those that `train.py` trains if none is "
+    "given.",
 )
 _SIDES = flags.DEFINE_multi_enum(
     "side",
     [],
     list(steps.SIDES),
-    "A side to export; all if none is given, in bfloat16 only the first four.",
+    "A side to export; all if none is given, but in bfloat16 and in large "
+    "batches only the first four.",
 )
 _PRECISIONS = flags.DEFINE_multi_enum(
     "precision",
@@ -58,7 +60,7 @@ _OUTPUT_DIR = flags.DEFINE_string(
     "Where to write the programs, from the root of the repository. What is "
     "there of other steps stays.",
 )
-_IN_BOTH = 4  # sides that are exported in every precision
+_MOST_USED = 4  # sides that are exported in every precision and size
 
 
 def save(directory: Path, name: str, text: str, described: dict) -> None:
@@ -81,13 +83,14 @@ def export(
     directory: Path, network_name: str, side: str, precision: str
 ) -> None:
     """Exports all steps of a side."""
-    network = (steps.NETWORKS | steps.TRAINED)[network_name]
-    keras.config.set_dtype_policy(precision)
+    network = _ALL[network_name]
     sizes = {"checked": network.checked, "timed": network.timed}
     if not _TIMED.value:
         del sizes["timed"]
+    if network_name in steps.LARGE:
+        del sizes["checked"]
     for kind, size in sizes.items():
-        for plan, step in steps.steps(network, side, size).items():
+        for plan, step in steps.steps(network, side, size, precision).items():
             arguments = steps.arguments(network, side, size)
             text, described = programs.exported(step, arguments)
             if kind == "checked":
@@ -120,11 +123,10 @@ def main(argv):
                 export(directory, network, side, "float32")
         return
     for precision in _PRECISIONS.value:
-        sides = _SIDES.value or steps.SIDES
-        if precision != "float32" and not _SIDES.value:
-            sides = steps.SIDES[:_IN_BOTH]
-        for network in _NETWORKS.value or steps.NETWORKS:
-            for side in sides:
+        for network in _NETWORKS.value or (steps.NETWORKS | steps.LARGE):
+            has_all = precision == "float32" and network in steps.NETWORKS
+            sides = steps.SIDES if has_all else steps.SIDES[:_MOST_USED]
+            for side in _SIDES.value or sides:
                 begin = time.perf_counter()
                 export(directory, network, side, precision)
                 print(f"  {time.perf_counter() - begin:.0f} s", flush=True)

@@ -90,6 +90,11 @@ NETWORKS = {
     ),
     "MLP": _of_workers("MLP 784-512-512-512-10", 512),
 }
+# Those that do not fill a large card, with batches that do.
+LARGE = {
+    f"{name}, large": dataclasses.replace(NETWORKS[name], timed=size)
+    for name, size in [("SimpleCNN", 4096), ("VGG11", 2048), ("MLP", 16384)]
+}
 PRECISIONS = ("float32", "mixed_bfloat16")
 _WANTED = (
     *(PLAIN, "FP every 1", "FP every 10", "FP fraction 1/8"),
@@ -133,7 +138,7 @@ class Step:
 
 
 def compiled_model(
-    network: Network, side: str, batch_size: int, **kwargs
+    network: Network, side: str, batch_size: int, precision: str
 ) -> keras.Model:
     """The model of a side, ready for `fit`.
 
@@ -141,9 +146,11 @@ def compiled_model(
         network: What to train.
         side: Name of the side.
         batch_size: Examples in a batch.
-        **kwargs: Of `compile`.
+        precision: Dtype policy.
     """
     keras.backend.clear_session()
+    # Which that forgets.
+    keras.config.set_dtype_policy(precision)
     keras.utils.set_random_seed(0)
     model = network.build()
     if side in _TRAINED_SIDES:
@@ -158,14 +165,13 @@ def compiled_model(
         keras.optimizers.SGD(0.001, momentum=0.9),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         jit_compile=True,
-        **kwargs,
     )
     model.optimizer.build(model.trainable_variables)
     return model
 
 
 def steps(
-    network: Network, side: str, batch_size: int, **kwargs
+    network: Network, side: str, batch_size: int, precision: str
 ) -> dict[str, Step]:
     """The steps of a side, by what they do.
 
@@ -173,9 +179,9 @@ def steps(
         network: What to train.
         side: Name of the side.
         batch_size: Examples in a batch.
-        **kwargs: Of `compile`.
+        precision: Dtype policy.
     """
-    model = compiled_model(network, side, batch_size, **kwargs)
+    model = compiled_model(network, side, batch_size, precision)
     if side == TRACE:
         return {"compiled function": _trace(network, model, batch_size)}
     if side == EVALUATION:

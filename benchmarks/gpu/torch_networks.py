@@ -126,7 +126,8 @@ def parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def made(name: str, device: str) -> nn.Module:
-    """A network in training mode, images with their channels last."""
+def made(name: str, device: str, layout: torch.memory_format) -> nn.Module:
+    """A network in training mode, of whichever batch size is in its name."""
     torch.manual_seed(0)
-    return NETWORKS[name]().to(device, memory_format=torch.channels_last)
+    name = name.partition(",")[0]
+    return NETWORKS[name]().to(device, memory_format=layout)

@@ -37,7 +37,7 @@ class Side:
         network: Name of the network.
         precision: `"float32"`, `"tf32"` or `"mixed_bfloat16"`.
         side: `"plain"` or `"FP"`, with `" compiled"` behind for
-            `torch.compile`.
+            `torch.compile`, or `" NCHW"` for channels that come first.
         batch: Descriptions of the batch, as programs have them.
     """
 
@@ -45,14 +45,18 @@ class Side:
         self._tf32 = precision != "float32"
         self._bfloat16 = precision == "mixed_bfloat16"
         x, y = (torch.from_numpy(arrays.made(a)).to(_DEVICE) for a in batch)
+        kind, _, how = side.partition(" ")
+        layout = torch.channels_last
+        if how == "NCHW":
+            layout = torch.contiguous_format
         if x.dim() == 4:
-            x = x.movedim(-1, 1).contiguous(memory_format=torch.channels_last)
+            x = x.movedim(-1, 1).contiguous(memory_format=layout)
         self._x, self._y = x, y.long()
-        self.model = torch_networks.made(network, _DEVICE)
+        self.model = torch_networks.made(network, _DEVICE, layout)
         self._optimizer = torch.optim.SGD(
             self.model.parameters(), lr=0.001, momentum=0.9
         )
-        kind, _, compiled = side.partition(" ")
+        compiled = how == "compiled"
         self._step = {
             "plain": self._plain,
             "FP": self._functional if compiled else self._penalized,
