@@ -34,7 +34,8 @@ def exported(
     """
     specs = [tf.TensorSpec(a["shape"], a["dtype"]) for a in arguments]
     concrete = step.function.get_concrete_function(*specs)
-    text = step.function.experimental_get_compiler_ir(*specs)(stage="stablehlo")
+    compiled = step.function.experimental_get_compiler_ir(*specs)
+    text = _portable(compiled(stage="stablehlo"))
     described = arguments + _captured(concrete, step.names)
     written = _written(concrete)
     outputs = keras.tree.flatten_with_path(concrete.structured_outputs)
