@@ -89,6 +89,8 @@ def export(
         del sizes["timed"]
     if network_name in steps.LARGE:
         del sizes["checked"]
+    if network_name in steps.TRAINED:
+        sizes["trained"] = sizes.pop("timed", network.timed)
     for kind, size in sizes.items():
         for plan, step in steps.steps(network, side, size, precision).items():
             arguments = steps.arguments(network, side, size)

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-_MOST = 60
+_MOST = 200
 # Names of kernels that multiply matrices or convolve, with tensor cores or
 # without; the others are XLA's own.
 _PRODUCTS = re.compile(

@@ -194,6 +194,55 @@ def profile(found: dict[str, Any]) -> str:
     return f"## Kernels of a step, TF32\n\n{table(columns, rows)}"
 
 
+_KINDS = {
+    "convolutions": lambda kind: kind.startswith("__cudnn$conv"),
+    "products": lambda kind: "cublas" in kind,
+    "Triton": lambda kind: kind == "fusion triton",
+    "other fusions": lambda kind: kind in ("fusion kLoop", "fusion kInput"),
+    "copies": lambda kind: kind == "copy",
+}
+
+
+def compiled(found: dict[str, Any]) -> str:
+    """What XLA has made of the steps."""
+    rows = []
+    for name, program in found["programs"].items():
+        parts = name_parts(name)
+        if parts["kind"] != "timed":
+            continue
+        counts = program["statistics"].items()
+        rows.append(
+            [
+                *(parts["network"], parts["mode"]),
+                f"{parts['side']}, {parts['plan']}",
+                *(
+                    str(sum(n for kind, n in counts if matches(kind)))
+                    for matches in _KINDS.values()
+                ),
+                f"{program['memory']['temporary'] / 1e9:.2f}",
+            ]
+        )
+    columns = ["network", "mode", "step", *_KINDS, "temporary, GB"]
+    title = "## What XLA made of the steps"
+    return f"{title}\n\n{table(columns, sorted(rows))}"
+
+
+def without(found: dict[str, Any], mode: str, why: str) -> None:
+    """Leaves out of a run what it found in a mode."""
+    for part in ("programs", "peers", "profiles", "checks"):
+        found[part] = {
+            name: value
+            for name, value in found[part].items()
+            if f"/{mode}/" not in name
+        }
+    found["blocks"] = [
+        block
+        for block in found["blocks"]
+        if not any(f"/{mode}/" in name for name in block)
+    ]
+    found["left out"].append([mode, why])
+
+
 def about(found: dict[str, Any]) -> str:
     return "\n".join(f"- {k}: {v}" for k, v in found["about"].items())
 
@@ -201,15 +250,14 @@ def about(found: dict[str, Any]) -> str:
 def page(found: list[dict[str, Any]]) -> str:
     """The page of all runs."""
     parts = [
-        "# Steps on a GPU",
+        "# Steps on GPUs",
         "The programs that TensorFlow compiles for `fit`, run by the XLA of "
         "JAX; written by `benchmarks/gpu/tables.py`. Sides of a network took "
         "turns: medians of the turns, and quartiles. Memory is what XLA has "
         "planned, and what PyTorch has allocated at most.",
     ]
     for number, run in enumerate(found, 1):
-        if len(found) > 1:
-            parts.append(f"# Run {number}")
+        parts.append(f"# Run {number}: {run['about']['device']}")
         parts.append(about(run))
         if run["blocks"]:
             parts += [aims(run), times(run)]
@@ -217,6 +265,8 @@ def page(found: list[dict[str, Any]]) -> str:
             parts.append(checks(run))
         if run["profiles"]:
             parts.append(profile(run))
+        if run["blocks"]:
+            parts.append(compiled(run))
         if run["left out"]:
             lines = [
                 f"- {what}: {' '.join(why.split())[-200:]}"
@@ -235,8 +285,18 @@ def main() -> None:
     parser.add_argument(
         "--output", default="benchmarks/results", help="Where tables go."
     )
+    parser.add_argument(
+        "--without",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("MODE", "WHY"),
+        help="A mode that is left out of the first run, and why.",
+    )
     options = parser.parse_args()
     found = [json.loads(Path(run).read_text("utf-8")) for run in options.runs]
+    for mode, why in options.without:
+        without(found[0], mode, why)
     output = Path(options.output)
     (output / "gpu.json").write_text(json.dumps(found, indent=1), "utf-8")
     (output / "gpu.md").write_text(page(found), "utf-8")

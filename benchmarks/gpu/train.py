@@ -197,7 +197,7 @@ def main() -> None:
     described = [
         d
         for d in runtime.descriptions(Path(options.programs))
-        if d["network"] == options.network and d["kind"] == "timed"
+        if d["network"] == options.network and d["kind"] == "trained"
     ]
     with concurrent.futures.ThreadPoolExecutor() as pool:
         compiled = pool.map(runtime.Program, described)
