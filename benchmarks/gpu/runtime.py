@@ -24,6 +24,22 @@ import numpy as np
 jax.config.update("jax_enable_x64", True)
 # Read as the backend starts: PyTorch is on the same card.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+_BACKEND = jax.extend.backend.get_backend()
+_NOTHING = (
+    "func.func @main(%x: tensor<f32>) -> tensor<f32> {return %x: tensor<f32>}"
+)
+
+
+def _compiled(text: str) -> Any:
+    return _BACKEND.compile_and_load(
+        text,
+        xla_client.DeviceList(tuple(_BACKEND.devices()[:1])),
+        xla_client.CompileOptions(),
+    )
+
+
+# A first program, by itself: several threads must not start the compiler.
+_compiled(_NOTHING)
 
 
 def descriptions(directory: Path) -> Iterator[dict[str, Any]]:
@@ -78,13 +94,8 @@ class Program:
                 lambda found: found[0].replace("DEFAULT", "HIGHEST"),
                 text,
             )
-        backend = jax.extend.backend.get_backend()
         begin = time.perf_counter()
-        self._executable = backend.compile_and_load(
-            text,
-            xla_client.DeviceList(tuple(backend.devices()[:1])),
-            xla_client.CompileOptions(),
-        )
+        self._executable = _compiled(text)
         self.compile_seconds = time.perf_counter() - begin
 
     def begin(self, make: Arguments) -> None:
@@ -200,5 +211,4 @@ def statistics(optimized: str) -> dict[str, int]:
 
 def platform_version() -> str:
     """What the backend says of itself, in one line."""
-    backend = jax.extend.backend.get_backend()
-    return " ".join(str(backend.platform_version).split())
+    return " ".join(str(_BACKEND.platform_version).split())
