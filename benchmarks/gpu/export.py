@@ -44,7 +44,7 @@ _PRECISIONS = flags.DEFINE_multi_enum(
     "precision",
     list(steps.PRECISIONS),
     list(steps.PRECISIONS),
-    "Dtype policies of Keras.",
+    "Dtype policies of Keras; float64 to compare values alone.",
 )
 _TIMED = flags.DEFINE_boolean(
     "timed", True, "Whether to export the batches that are timed, too."
@@ -85,7 +85,7 @@ def export(
     """Exports all steps of a side."""
     network = _ALL[network_name]
     sizes = {"checked": network.checked, "timed": network.timed}
-    if not _TIMED.value:
+    if precision == "float64" or not _TIMED.value:
         del sizes["timed"]
     if network_name in steps.LARGE:
         del sizes["checked"]
@@ -126,8 +126,12 @@ def main(argv):
         return
     for precision in _PRECISIONS.value:
         for network in _NETWORKS.value or (steps.NETWORKS | steps.LARGE):
-            has_all = precision == "float32" and network in steps.NETWORKS
+            has_all = (
+                precision != "mixed_bfloat16" and network in steps.NETWORKS
+            )
             sides = steps.SIDES if has_all else steps.SIDES[:_MOST_USED]
+            if precision == "float64" and network in steps.LARGE:
+                continue
             for side in _SIDES.value or sides:
                 begin = time.perf_counter()
                 export(directory, network, side, precision)

@@ -25,6 +25,7 @@ jax.config.update("jax_enable_x64", True)
 # Read as the backend starts: PyTorch is on the same card.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 _BACKEND = jax.extend.backend.get_backend()
+_NEARLY_ZERO = 1e-4
 _NOTHING = (
     "func.func @main(%x: tensor<f32>) -> tensor<f32> {return %x: tensor<f32>}"
 )
@@ -166,6 +167,28 @@ class Program:
         if parts[1]:
             found["gradient"] = float(np.sqrt(parts[0] / parts[1]))
         return found
+
+    def worst(self, errors: dict[str, float]) -> str:
+        """The result that is off most, of those that are not nearly zero.
+
+        As gradients of biases in front of a normalization are.
+        """
+        norms = {
+            result["name"]: true[0]
+            for result, true in zip(
+                self.described["results"], self.described["true"]
+            )
+        }
+        largest: dict[str, float] = {}
+        for name, norm in norms.items():
+            group = re.split("[ _/]", name)[0]
+            largest[group] = max(norm, largest.get(group, 0.0))
+        counted = [
+            name
+            for name, norm in norms.items()
+            if norm >= _NEARLY_ZERO * largest[re.split("[ _/]", name)[0]]
+        ]
+        return max(counted, key=lambda name: errors[name])
 
     @property
     def memory(self) -> dict[str, int]:

@@ -95,7 +95,7 @@ LARGE = {
     f"{name}, large": dataclasses.replace(NETWORKS[name], timed=size)
     for name, size in [("SimpleCNN", 4096), ("VGG11", 2048), ("MLP", 16384)]
 }
-PRECISIONS = ("float32", "mixed_bfloat16")
+PRECISIONS = ("float32", "mixed_bfloat16", "float64")
 _WANTED = (
     *(PLAIN, "FP every 1", "FP every 10", "FP fraction 1/8"),
     *("FP bounded", "FP finite difference", "GP", "FP 4 micro-batches"),
