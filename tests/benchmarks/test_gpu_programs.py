@@ -145,7 +145,7 @@ def test_programs_give_the_results_of_tensorflow(exported, tmp_path):
         *(tmp_path / "gpu.json", "--output", tmp_path),
     )
     table = (tmp_path / "gpu.md").read_text("utf-8")
-    assert "| MLP | FP every 10, fresh |" in table, table
+    assert "| MLP | float32 | FP every 10, fresh |" in table, table
 
 
 @pytest.mark.parametrize("script", ["export.py", "tables.py"])
