@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 import dataclasses
+import inspect
 from typing import Any
 
 import keras
@@ -105,11 +106,15 @@ _WANTED = (
 SIDES = tuple(s for s in _WANTED if s in (*sides.NAMES, TRACE))
 # What `train.py` trains.
 EVALUATION = "evaluation"
+_HAS_BOUND = "bound" in inspect.signature(keras_fisher.FisherPenalty).parameters
+_UNBOUNDED = {"bound": None} if _HAS_BOUND else {}
 _TRAINED_SIDES = {
     "no penalty": dict(trace_every=10),
-    "FP 0.1": dict(penalty=keras_fisher.FisherPenalty(0.1)),
-    "FP 1": dict(penalty=keras_fisher.FisherPenalty(1.0)),
+    "FP 0.1": dict(penalty=keras_fisher.FisherPenalty(0.1, **_UNBOUNDED)),
+    "FP 1": dict(penalty=keras_fisher.FisherPenalty(1.0, **_UNBOUNDED)),
 }
+if _HAS_BOUND:
+    _TRAINED_SIDES["FP bounded"] = dict(penalty=keras_fisher.FisherPenalty(1.0))
 TRAINED_SIDES = (*_TRAINED_SIDES, EVALUATION)
 _FASHION = (28, 28, 1)
 TRAINED = {

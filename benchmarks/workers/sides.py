@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 
 from keras_fisher import FisherPenalty
@@ -16,7 +15,7 @@ def _sides(batch_size: int) -> dict[str, dict | None]:
     def penalized(**kwargs) -> dict:
         return dict(penalty=FisherPenalty(0.1, **kwargs))
 
-    sides = {
+    return {
         PLAIN: None,
         "no penalty, no trace": dict(trace_every=None),
         "trace every 50": dict(trace_every=50),
@@ -29,9 +28,6 @@ def _sides(batch_size: int) -> dict[str, dict | None]:
         "FP finite difference": penalized(method="finite_difference"),
         "GP": dict(penalty="gradient", trace_every=None),
     }
-    if "bound" in inspect.signature(FisherPenalty).parameters:
-        sides["FP bounded"] = penalized(bound=1.0)
-    return sides
 
 
 NAMES = tuple(_sides(batch_size=4))
