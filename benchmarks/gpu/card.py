@@ -21,9 +21,12 @@ import time
 import traceback
 from typing import Any
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
 import profiles
 import runtime
 import torch_peer
+from workers import machine
 
 PLAIN, PENALIZED, TENTH = "keras.Model", "FP every 1", "FP every 10"
 _EIGHTH = "FP fraction 1/8"
@@ -76,6 +79,7 @@ def about() -> dict[str, str]:
         "python": sys.version.split()[0],
         "jax": runtime.jax.__version__,
         "numpy": runtime.np.__version__,
+        "processor": machine.processor(),
         "device": str(runtime.jax.devices()[0].device_kind),
         "runtime": runtime.platform_version(),
     }
@@ -168,15 +172,15 @@ def check(report: Report, name: str, program: runtime.Program) -> None:
     errors = program.errors()
     program.end()
     worst = program.worst(errors)
-    scalars = {
+    outputs = {
         result["name"]: errors[result["name"]]
         for result in program.described["results"]
-        if result["feeds"] is None and not result["shape"]
+        if result["feeds"] is None
     }
     report.found["checks"][name] = {
         "gradient": errors.get("gradient"),
         "worst": [worst, errors[worst]],
-        "scalars": scalars,
+        "outputs": outputs,
     }
     gradient = errors.get("gradient")
     report.say(
@@ -290,7 +294,7 @@ class Session:
         """Checked programs whose results are off."""
         errors: dict[str, float] = {}
         for name, check in self._report.found["checks"].items():
-            error = max(check["gradient"] or 0, *check["scalars"].values(), 0)
+            error = max(check["gradient"] or 0, *check["outputs"].values(), 0)
             name = name.replace("/float64/", "/float32/")
             errors[name] = min(error, errors.get(name, math.inf))
         found = []

@@ -168,7 +168,7 @@ def checks(found: dict[str, Any]) -> str:
                 *(parts["network"], parts["mode"]),
                 f"{parts['side']}, {parts['plan']}",
                 "" if gradient is None else f"{gradient:.1e}",
-                f"{max(check['scalars'].values(), default=0):.1e}",
+                f"{_of_outputs(check):.1e}",
             ]
         )
     columns = ["network", "precision", "step", "gradient"]
@@ -179,6 +179,12 @@ def checks(found: dict[str, Any]) -> str:
         "near zero may round to the other side; in float64 none does."
     )
     return f"{title}\n\n{note}\n\n{table(columns, sorted(rows))}"
+
+
+def _of_outputs(check: dict[str, Any]) -> float:
+    """How far what a step returns is off."""
+    outputs = check.get("outputs", check.get("scalars", {}))
+    return max(outputs.values(), default=check["worst"][1])
 
 
 def profile(found: dict[str, Any]) -> str:
