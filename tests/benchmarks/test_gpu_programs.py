@@ -148,7 +148,10 @@ def test_programs_give_the_results_of_tensorflow(exported, tmp_path):
     assert "| MLP | float32 | FP every 10, fresh |" in table, table
 
 
-@pytest.mark.parametrize("script", ["export.py", "tables.py"])
+@pytest.mark.parametrize(
+    "script",
+    [pytest.param("export.py", marks=pytest.mark.slow), "tables.py"],
+)
 def test_help_explains_the_flags(script):
     result = subprocess.run(
         [sys.executable, _GPU / script, "--help"],
