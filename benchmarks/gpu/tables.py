@@ -307,7 +307,7 @@ def main() -> None:
     for mode, why in options.without:
         without(found[0], mode, why)
     output = Path(options.output)
-    (output / "gpu.json").write_text(json.dumps(found, indent=1), "utf-8")
+    (output / "gpu.json").write_text(json.dumps(found), "utf-8")
     (output / "gpu.md").write_text(page(found), "utf-8")
 
 
