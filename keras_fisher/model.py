@@ -26,15 +26,16 @@ from keras_fisher._training import optimizers
 from keras_fisher._training import replicas
 from keras_fisher._training import schedule
 from keras_fisher._training.derivative_watch import DerivativeWatch
-from keras_fisher._training.guarded_gradient import added
 from keras_fisher._training.guarded_gradient import guarded_gradient
 from keras_fisher._training.measurements import NOTHING_MEASURED
 from keras_fisher._training.measurements import Measurements
 from keras_fisher._training.measurements import Observed
 from keras_fisher._training.memorization import MemorizationAccuracy
+from keras_fisher._training.penalty_gradient import PenaltyGradient
 from keras_fisher._training.replicas import Share
 from keras_fisher._training.schedule import Plan
 from keras_fisher._training.state import FisherState
+from keras_fisher._training.trace_measurement import TraceMeasurement
 from keras_fisher._training.train_function import TrainFunction
 from keras_fisher.likelihoods.lookup import is_auto
 from keras_fisher.likelihoods.lookup import of_model
@@ -54,16 +55,17 @@ class FisherModel(keras.Model):
 
     Everything else is `keras.Model`: `compile`, `fit`, `evaluate`, `predict`,
     `save`. Entries join the logs, each the last value measured and no mean:
-    `fisher_trace` and, with a penalty, `fisher_penalty`. The loss and the
+    `fisher_trace`, with a penalty `fisher_penalty` and, if it has a bound,
+    `fisher_ratio`, ‖∇penalty‖ / ‖∇loss‖ before the bound. The loss and the
     metrics stay the user's own, without the penalty.
 
     A penalty whose value, or the squared norm of whose gradient, is not finite
     does not reach the weights: its gradient is left out, and with it that of
-    the loss where both are computed in one (unless a gradient is stored to be
-    reused). The entry `fisher_nonfinite` of the logs counts the batches where
-    this happened, of all replicas and as long as the model lives, and the loss
-    of such a batch becomes NaN, which ends the training if
-    `keras.callbacks.TerminateOnNaN` looks on. Under loss scaling
+    the loss where both are computed in one (without a bound, and unless a
+    gradient is stored to be reused). The entry `fisher_nonfinite` of the logs
+    counts the batches where this happened, of all replicas and as long as the
+    model lives, and the loss of such a batch becomes NaN, which ends the
+    training if `keras.callbacks.TerminateOnNaN` looks on. Under loss scaling
     (`mixed_float16`) the optimizer skips the whole step and the loss stays
     what it is.
 
@@ -98,7 +100,7 @@ class FisherModel(keras.Model):
     Example:
     ```python
     model = keras_fisher.FisherModel(
-        base, penalty=keras_fisher.FisherPenalty(alpha=0.3)
+        base, penalty=keras_fisher.FisherPenalty()
     )
     model.compile(
         "sgd",
@@ -135,7 +137,7 @@ class FisherModel(keras.Model):
         self.likelihood = (
             None if self._finds_likelihood else of_model(likelihood, model)
         )
-        self._measurement = penalties.TraceMeasurement()
+        self._measurement = TraceMeasurement()
         self._memorization = MemorizationAccuracy()
         self.built = model.built
         if self._schedule.observes:
@@ -186,7 +188,7 @@ class FisherModel(keras.Model):
             self.likelihood = of_model(self.loss, self.model)
         if self.model.built:
             model_checks.check_trainable(self.model)
-            self._create_stored_gradients()
+            self._penalty_gradient.create_state()
 
     compile.__doc__ = keras.Model.compile.__doc__
 
@@ -261,6 +263,8 @@ class FisherModel(keras.Model):
         if self.penalty is not None:
             logs["fisher_penalty"] = self.state.fisher_penalty.value
             logs["fisher_nonfinite"] = self.state.fisher_nonfinite.value
+            if self.penalty.bound is not None:
+                logs["fisher_ratio"] = self.state.last_ratio()
         return logs, observed.tensors(
             len(self.trainable_variables), self.state.dtype
         )
@@ -275,10 +279,9 @@ class FisherModel(keras.Model):
         scale = optimizer.scale_loss(1.0)
         share = Share.of(x, examples, optimizer, self.distribute_strategy)
         is_fresh = plan.penalize == schedule.FRESH
-        # A gradient to be stored is computed apart from that of the loss.
-        is_apart = is_fresh and self.penalty.stores_gradient
+        is_apart = is_fresh and self.penalty.is_apart
         observer = self.penalty if is_fresh else self._measurement
-        penalty = traces = is_usable = None
+        penalty = traces = is_usable = ratio = None
 
         # Forward pass, loss, penalty.
         with tf.GradientTape(persistent=is_apart) as tape:
@@ -295,28 +298,27 @@ class FisherModel(keras.Model):
             traces = self._term(self._measurement, forward, share).traces
 
         # Gradients, with that of a penalty only if it is finite.
-        if plan.penalize == schedule.NOTHING:
-            gradients = tape.gradient(objective, variables)
-        elif plan.penalize == schedule.REUSED:
-            gradients = added(
-                tape.gradient(objective, variables),
-                self.state.gradients(self.model),
-                scale / share.replicas,
-            )
-        else:
+        own = squared_norm = None  # of the penalty
+        if is_fresh:
             guarded = guarded_gradient(
                 tape, penalized, variables, penalty, scale
             )
-            is_usable = guarded.is_usable
-            gradients, loss = guarded.for_optimizer(
+            is_usable, squared_norm = guarded.is_usable, term.squared_norm
+            if squared_norm is not None:
+                squared_norm = share.weighted(squared_norm)
+            own, loss = guarded.for_optimizer(
                 loss, optimizers.skips_steps(optimizer)
             )
-            if is_apart:
-                guarded.store(self.state.gradients(self.model))
-                gradients = added(
-                    tape.gradient(objective, variables),
-                    gradients,
-                    1 / share.replicas,
+            self._penalty_gradient.store(guarded, squared_norm)
+        elif plan.penalize == schedule.REUSED:
+            own, squared_norm = self._penalty_gradient.stored()
+        if is_fresh and not is_apart:
+            gradients = own  # which is of both
+        else:
+            gradients = tape.gradient(objective, variables)
+            if own is not None:
+                gradients, ratio = self._penalty_gradient.added_to(
+                    gradients, own, squared_norm
                 )
 
         # Update, metrics, logs.
@@ -324,7 +326,9 @@ class FisherModel(keras.Model):
         self._loss_tracker.update_state(share.of_all(loss), share.batch_size)
         logs = self.compute_metrics(x, y, forward.outputs, sample_weight)
         traces = None if traces is None else share.weighted(traces)
-        return logs, Observed(traces, penalty, is_usable, share.batch_size)
+        return logs, Observed(
+            traces, penalty, is_usable, share.batch_size, ratio
+        )
 
     def _term(self, penalty, forward, share: Share, y=None) -> penalties.Term:
         """A penalty on this replica's batch."""
@@ -335,6 +339,12 @@ class FisherModel(keras.Model):
             seed=self.seed_generator,
             loss_scale=self.optimizer.scale_loss(1.0),
             batches=share.batches,
+        )
+
+    @property
+    def _penalty_gradient(self) -> PenaltyGradient:
+        return PenaltyGradient(
+            self.penalty, self.state, self.model, self.optimizer
         )
 
     @property
@@ -410,13 +420,9 @@ class FisherModel(keras.Model):
         if not (self.built and self.model.built):
             self(x)
         model_checks.check_trainable(self.model)
-        self._create_stored_gradients()
+        self._penalty_gradient.create_state()
         if self.distribute_strategy.num_replicas_in_sync == 1:
             model_checks.check_outputs(self.model, self.likelihood, x)
-
-    def _create_stored_gradients(self) -> None:
-        if self.penalty is not None and self.penalty.stores_gradient:
-            self.state.create_gradients(self.model)
 
     # The function that `fit` calls.
 

@@ -95,6 +95,34 @@ def trace(
     return ax
 
 
+def penalty_ratio(
+    frame: pd.DataFrame,
+    *,
+    bound: float | None = None,
+    smooth: int = 1,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draws ‖∇penalty‖ / ‖∇loss‖ over the optimizer steps, a line for each run.
+
+    Where it is above the bound, the bound shortens the penalty's gradient.
+
+    Args:
+        frame: What `keras_fisher.logs.read` returns.
+        bound: That of the penalties, drawn as a line.
+        smooth: As for `trace`.
+        ax: Axes to draw into; those of a new figure by default.
+
+    Raises:
+        ValueError: If no run has that curve, or `smooth` is not positive.
+    """
+    ax = trace(frame, tag=tags.RATIO, smooth=smooth, ax=ax)
+    ax.set_ylabel(ax.get_ylabel().replace(tags.RATIO, "‖∇penalty‖ / ‖∇loss‖"))
+    if bound is not None:
+        ax.axhline(bound, color="0.4", linestyle="--", label="bound")
+        _legend(ax, ax.get_lines())
+    return ax
+
+
 def early_trace_against_accuracy(
     runs: pd.DataFrame,
     *,

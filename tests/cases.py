@@ -14,12 +14,12 @@ from keras_fisher import penalties
 MODES = ("eager", "graph", "xla")
 # One of each kind of subset, schedule and method.
 FISHER_PENALTIES = [
-    FisherPenalty(0.3),
-    FisherPenalty(0.3, fraction=0.5),
-    FisherPenalty(0.3, micro_batch_size=4),
-    FisherPenalty(0.3, method="finite_difference"),
-    FisherPenalty(0.3, every=3),
-    FisherPenalty(0.3, every=3, reuse=False, start=2, stop=6),
+    FisherPenalty(0.3, bound=None),
+    FisherPenalty(0.3, bound=None, fraction=0.5),
+    FisherPenalty(0.3, bound=None, micro_batch_size=4),
+    FisherPenalty(0.3, bound=None, method="finite_difference"),
+    FisherPenalty(0.3, bound=None, every=3),
+    FisherPenalty(0.3, bound=None, every=3, reuse=False, start=2, stop=6),
 ]
 
 

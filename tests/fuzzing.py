@@ -69,7 +69,8 @@ def random_penalties(
         if not (kind is InputGradientPenalty and network.is_integer)
         and not (kind is UniformLabelPenalty and network.family == "gaussian")
     ]
-    options = {}
+    # The loops do not know how to bound.
+    options = {"bound": None}
     if schedule:
         options["every"] = draw(st.sampled_from((1, 2, 2, 3, 4)))
         options["reuse"] = draw(EVEN)

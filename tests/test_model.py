@@ -93,6 +93,7 @@ def test_loss_and_metrics_in_the_logs_are_without_the_penalty():
     assert sorted(set(logs) - set(plain)) == [
         "fisher_nonfinite",
         "fisher_penalty",
+        "fisher_ratio",
         "fisher_trace",
     ]
     for name, values in plain.items():
@@ -116,6 +117,7 @@ def test_train_step_can_be_called_in_a_loop_of_ones_own():
         "fisher_trace",
         "fisher_penalty",
         "fisher_nonfinite",
+        "fisher_ratio",
     }
 
 

@@ -72,11 +72,20 @@ def _legend(ax):
     "draw",
     [
         lambda ax: plotting.trace(_realistic(), smooth=5, ax=ax),
+        lambda ax: plotting.penalty_ratio(
+            _realistic().replace(figures.TRACE, "fisher/ratio"), bound=9, ax=ax
+        ),
         lambda ax: plotting.memorization(_realistic(), ax=ax),
         lambda ax: plotting.trace_by_layer(_realistic(), "lr=0.1", ax=ax),
         lambda ax: plotting.early_trace_against_accuracy(_runs(), ax=ax),
     ],
-    ids=["trace", "memorization", "trace_by_layer", "early_trace"],
+    ids=[
+        "trace",
+        "penalty_ratio",
+        "memorization",
+        "trace_by_layer",
+        "early_trace",
+    ],
 )
 def test_figures_are_drawn_without_a_warning(draw):
     ax = draw(None)
@@ -110,6 +119,22 @@ def test_trace_draws_a_line_for_each_run():
     assert not ax.spines["top"].get_visible()
     grid = [*ax.get_xgridlines(), *ax.get_ygridlines()]
     assert all(line.get_visible() and line.get_alpha() < 1 for line in grid)
+
+
+def test_the_ratio_of_gradients_is_drawn_with_its_bound():
+    frame = figures.frame(
+        ("a", "train", "fisher/ratio", [0, 1, 2, 3], [4.0, 2.0, 0.5, 0.1]),
+        ("b", "train", figures.TRACE, [0], [3.0]),
+    )
+    ax = plotting.penalty_ratio(frame, smooth=2)
+    np.testing.assert_allclose(
+        _lines(ax), [[[0.5, 3.0], [1.5, 1.25], [2.5, 0.3]]]
+    )
+    assert ax.get_ylabel() == "‖∇penalty‖ / ‖∇loss‖, mean of 2 measurements"
+    ax = plotting.penalty_ratio(frame, bound=0.5)
+    assert _lines(ax)[1] == [[0, 0.5], [1, 0.5]]
+    assert _legend(ax) == ["a", "bound"]
+    assert ax.get_yscale() == "log"
 
 
 def test_the_legend_is_beside_the_data():

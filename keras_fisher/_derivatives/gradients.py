@@ -140,6 +140,11 @@ def _norm_of_product(x: tf.Tensor, above: tf.Tensor):
     return tf.reduce_sum(of_x * of_above), backward
 
 
+def norm(gradients: Gradients, scale=1.0) -> tf.Tensor:
+    """The length of all gradients together, of the dtype of their squares."""
+    return tf.sqrt(tf.reduce_sum(squared_norms(gradients, scale)))
+
+
 def has_finite_norm(gradients: Gradients, scale=1.0) -> tf.Tensor:
     """Whether the squared norm of all gradients is finite; None is zero.
 

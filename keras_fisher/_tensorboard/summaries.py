@@ -28,6 +28,11 @@ _LAYOUT = {
         "Tr(F) by layer": [f"^{tags.TRACE_BY_LAYER}.*"],
     },
 }
+_WITH_BOUND = {
+    "Penalty": {
+        "Gradient of the penalty over that of the loss": [f"^{tags.RATIO}$"],
+    },
+}
 _WITH_NOISE_FLAGS = {
     "Memorization": {
         "Clean against noisy accuracy": [f"^{tags.CLEAN}$", f"^{tags.NOISY}$"],
@@ -46,9 +51,13 @@ def scalars(values: Mapping[str, float]) -> bytes:
     return summary.SerializeToString()
 
 
-def custom_scalars(has_noise_flags: bool) -> bytes:
+def custom_scalars(has_noise_flags: bool, has_bound: bool) -> bytes:
     """The charts of the Custom Scalars page."""
-    shown = _LAYOUT | (_WITH_NOISE_FLAGS if has_noise_flags else {})
+    shown = dict(_LAYOUT)
+    if has_bound:
+        shown |= _WITH_BOUND
+    if has_noise_flags:
+        shown |= _WITH_NOISE_FLAGS
     layout = layout_pb2.Layout(
         category=[
             layout_pb2.Category(

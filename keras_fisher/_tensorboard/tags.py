@@ -10,6 +10,7 @@ TRAIN, VALIDATION, HPARAMS = SPLITS = "train", "validation", "hparams"
 
 TRACE = "fisher/trace"
 PENALTY = "fisher/penalty"
+RATIO = "fisher/ratio"
 EXPLOSION = "fisher/explosion"
 EARLY_TRACE = "fisher/early_trace"
 EARLY_THRESHOLD = "fisher/early_threshold"

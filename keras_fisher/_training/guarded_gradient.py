@@ -71,6 +71,14 @@ class GuardedGradient:
             for g in self.gradients
         ]
 
+    def times(self, factor: tf.Tensor) -> GuardedGradient:
+        """The gradients times a factor."""
+        scaled = [
+            None if g is None else dtypes.times(g, factor)
+            for g in self.gradients
+        ]
+        return dataclasses.replace(self, gradients=scaled)
+
     def store(self, variables: Sequence) -> None:
         """Stores the gradients without their scale; zeros for unusable ones.
 

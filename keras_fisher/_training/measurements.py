@@ -26,12 +26,14 @@ class Observed(NamedTuple):
         penalty: Value of the penalty; None if there is no fresh one.
         is_usable: Whether it could be used, it and its gradient being finite.
         batch_size: Number of examples, an `int64` scalar.
+        ratio: ‖∇P‖ / ‖∇L‖ before the bound; None without one.
     """
 
     traces: tf.Tensor | None = None
     penalty: tf.Tensor | None = None
     is_usable: tf.Tensor | None = None
     batch_size: tf.Tensor | None = None
+    ratio: tf.Tensor | None = None
 
     def tensors(self, variables: int, dtype) -> dict[str, tf.Tensor]:
         """Fields of `Measurements`, of one shape and dtype for all steps.
@@ -41,13 +43,14 @@ class Observed(NamedTuple):
             dtype: Of what is measured.
         """
         nothing = tf.constant(NOTHING, dtype)
-        traces, penalty, _, size = self
+        traces, penalty, _, size, ratio = self
         return {
             "trace_by_variable": tf.fill([variables], nothing)
             if traces is None
             else tf.cast(traces, dtype),
             "penalty": nothing if penalty is None else tf.cast(penalty, dtype),
             "batch_size": tf.zeros([], tf.int64) if size is None else size,
+            "ratio": nothing if ratio is None else tf.cast(ratio, dtype),
         }
 
 
@@ -63,12 +66,15 @@ class Measurements(NamedTuple):
             step has measured Tr(F) alone.
         batch_size: Number of examples, of all replicas, of shape
             `(measured,)`.
+        ratio: ‖∇P‖ / ‖∇L‖, of the gradients of penalty and loss before the
+            bound, of shape `(measured,)`; NaN where a step has none.
     """
 
     step: np.ndarray
     trace_by_variable: np.ndarray
     penalty: np.ndarray
     batch_size: np.ndarray
+    ratio: np.ndarray
 
     @classmethod
     def of(cls, tensors: dict[str, np.ndarray]) -> Measurements:
@@ -76,7 +82,7 @@ class Measurements(NamedTuple):
         return cls(
             **{
                 key: np.where(is_something(values), values, np.nan)
-                if key in ("trace_by_variable", "penalty")
+                if key in ("trace_by_variable", "penalty", "ratio")
                 else values
                 for key, values in tensors.items()
             }
@@ -88,4 +94,5 @@ NOTHING_MEASURED = Measurements(
     np.zeros([0, 0]),
     np.zeros([0]),
     np.zeros([0], np.int64),
+    np.zeros([0]),
 )

@@ -17,6 +17,20 @@ def accumulation_steps(optimizer: keras.optimizers.Optimizer) -> int:
     return optimizer.gradient_accumulation_steps or 1
 
 
+def ends_step(optimizer: keras.optimizers.Optimizer) -> bool | tf.Tensor:
+    """Whether the next gradients are the last of those that one update takes.
+
+    Where they are accumulated, `iterations` counts updates, and the optimizer's
+    own variable the batches.
+    """
+    accumulated = accumulation_steps(optimizer)
+    if accumulated == 1:
+        return True
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    (batches,) = [v for v in optimizer.variables if v.name == "iteration"]
+    return (tf.convert_to_tensor(batches) + 1) % accumulated == 0
+
+
 def step_of(model: keras.Model) -> int:
     """Number of updates that a model has seen; waits for those under way."""
     return int(tf.convert_to_tensor(model.optimizer.iterations))

@@ -129,3 +129,18 @@ def on_all_replicas(condition: tf.Tensor) -> tf.Tensor:
         return condition
     failures = replica.all_reduce("SUM", tf.cast(~condition, tf.float32))
     return failures == 0
+
+
+def number() -> int:
+    """Number of replicas, asked for by one of them."""
+    return tf.distribute.get_replica_context().num_replicas_in_sync
+
+
+def sums(tensors: list) -> list:
+    """Sums over replicas, asked for by each of them; None stays."""
+    replica = tf.distribute.get_replica_context()
+    if replica.num_replicas_in_sync == 1:
+        return tensors
+    known = [t for t in tensors if t is not None]
+    found = iter(replica.all_reduce("SUM", known))
+    return [None if t is None else next(found) for t in tensors]

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 if TYPE_CHECKING:
-    from keras_fisher.penalties import Penalty
+    from keras_fisher.penalties.base import Penalty
 
 NOTHING, FRESH, REUSED = range(3)  # what a step does with the penalty
 _LONGEST_PERIOD = 100_000

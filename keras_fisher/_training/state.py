@@ -31,6 +31,7 @@ class FisherState(keras.layers.Layer):
         self.fisher_trace = self._scalar("fisher_trace", NOTHING)
         self.fisher_penalty = self._scalar("fisher_penalty", 0.0)
         self.fisher_nonfinite = self._scalar("fisher_nonfinite", 0.0, "sum")
+        self.fisher_ratio = None
         self._gradients = {}
         self._random_state = list
         # Nothing is left to build; not through `build`, after which Keras
@@ -68,6 +69,8 @@ class FisherState(keras.layers.Layer):
         """Takes up what a step has told."""
         if observed.traces is not None:
             self.fisher_trace.assign(tf.reduce_sum(observed.traces))
+        if observed.ratio is not None:
+            self.fisher_ratio.assign(observed.ratio)
         if observed.penalty is not None:
             self.fisher_penalty.assign(observed.penalty)
             self.fisher_nonfinite.assign_add(
@@ -76,8 +79,11 @@ class FisherState(keras.layers.Layer):
 
     def last_trace(self) -> tf.Tensor:
         """The last measured Tr(F), a scalar; NaN if there is none yet."""
-        trace = tf.convert_to_tensor(self.fisher_trace)
-        return trace + dtypes.zero_if(is_something(trace), trace.dtype)
+        return _last(self.fisher_trace)
+
+    def last_ratio(self) -> tf.Tensor:
+        """The last ‖∇P‖ / ‖∇L‖, a scalar; NaN if there is none yet."""
+        return _last(self.fisher_ratio)
 
     def carry(
         self,
@@ -91,28 +97,39 @@ class FisherState(keras.layers.Layer):
             *_random_state_of(layer),
         ]
 
-    def create_gradients(self, layer: keras.layers.Layer) -> None:
+    def create_gradients(
+        self, layer: keras.layers.Layer, kind: str = "gradient"
+    ) -> None:
         """Makes room for a gradient of each trainable variable of `layer`.
 
         What exists stays, so that variables frozen in between lose nothing.
         """
-        positions = {id(v): i for i, v in enumerate(layer.weights)}
-        for variable in layer.trainable_variables:
-            position = positions[id(variable)]
-            if position not in self._gradients:
-                self._gradients[position] = self._variable(
-                    f"gradient_{position}",
+        for name, variable in _named(layer, kind):
+            if name not in self._gradients:
+                self._gradients[name] = self._variable(
+                    name,
                     variable.shape,
-                    variable.dtype,
+                    variable.dtype
+                    if kind == "gradient"
+                    else dtypes.at_least_single(variable.dtype).name,
                     "zeros",
                 )
 
-    def gradients(self, layer: keras.layers.Layer) -> list[keras.Variable]:
+    def gradients(
+        self, layer: keras.layers.Layer, kind: str = "gradient"
+    ) -> list[keras.Variable]:
         """The stored gradient for each trainable variable of `layer`."""
-        positions = {id(v): i for i, v in enumerate(layer.weights)}
-        return [
-            self._gradients[positions[id(v)]] for v in layer.trainable_variables
-        ]
+        return [self._gradients[name] for name, _ in _named(layer, kind)]
+
+    def create_bound(self) -> None:
+        """Makes room for what a bound goes by."""
+        if self.fisher_ratio is None:
+            self.fisher_ratio = self._scalar("fisher_ratio", NOTHING)
+            # ‖ĝ‖² of the stored gradient, and of accumulated batches.
+            self.squared_norm = self._scalar("squared_norm", 0.0)
+            self.accumulated_squared_norm = self._scalar(
+                "accumulated_squared_norm", 0.0
+            )
 
     def _saved(self) -> dict[str, keras.Variable]:
         variables = {v.name: v for v in self.weights}
@@ -129,6 +146,19 @@ class FisherState(keras.layers.Layer):
         for name, variable in self._saved().items():
             if name in store:
                 variable.assign(store[name])
+
+
+def _last(variable: keras.Variable) -> tf.Tensor:
+    value = tf.convert_to_tensor(variable)
+    return value + dtypes.zero_if(is_something(value), value.dtype)
+
+
+def _named(layer: keras.layers.Layer, kind: str) -> list[tuple]:
+    """The trainable variables, each with the name of what is kept for it."""
+    positions = {id(v): i for i, v in enumerate(layer.weights)}
+    return [
+        (f"{kind}_{positions[id(v)]}", v) for v in layer.trainable_variables
+    ]
 
 
 def _random_state_of(layer: keras.layers.Layer) -> list[keras.Variable]:

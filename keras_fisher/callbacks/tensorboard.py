@@ -34,6 +34,8 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
 
     * `fisher/trace`, `fisher/penalty`, `fisher/trace_by_layer/<path>`: each
       measurement, whatever `update_freq` and `steps_per_execution` are.
+    * `fisher/ratio`: with a bound, ‖∇penalty‖ / ‖∇loss‖ before it, at the
+      steps that compute the penalty.
     * `fisher/explosion`: the largest Tr(F) so far over the first.
     * `fisher/early_trace`: TrF_i, one point (see `EarlyPhase`), and
       `fisher/early_threshold`, what the monitored value has to cross.
@@ -308,8 +310,11 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
             variables = self.model.model.trainable_variables
             self._layers = groups_of(variables, "layer")
         points = []
-        for step, traces, penalty in zip(
-            measured.step.tolist(), measured.trace_by_variable, measured.penalty
+        for step, traces, penalty, ratio in zip(
+            measured.step.tolist(),
+            measured.trace_by_variable,
+            measured.penalty,
+            measured.ratio,
         ):
             if step % self.write_every:
                 continue
@@ -327,6 +332,8 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
                     values |= _prefixed(tags.TRACE_BY_LAYER, by_layer)
             if not math.isnan(penalty):
                 values[tags.PENALTY] = penalty
+            if not math.isnan(ratio):
+                values[tags.RATIO] = ratio
             points.append((step, values))
         self._write_scalars(*points)
 
@@ -385,7 +392,10 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
         """Writes the charts and the hyperparameters, once in a fit."""
         if self._pages_are_open:
             return
-        charts = summaries.custom_scalars("clean_accuracy" in logs)
+        charts = summaries.custom_scalars(
+            has_noise_flags="clean_accuracy" in logs,
+            has_bound="fisher_ratio" in logs,
+        )
         self._write(self._train_writer, (0, charts))
         found = hyperparameters_lib.of(self.model, batch_size)
         found |= hyperparameters_lib.simple(self.hyperparameters)

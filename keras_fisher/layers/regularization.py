@@ -9,7 +9,6 @@ import weakref
 import keras
 import tensorflow as tf
 
-from keras_fisher import penalties
 from keras_fisher._common import checks
 from keras_fisher._common import dtypes
 from keras_fisher._common import keras_layers
@@ -17,11 +16,16 @@ from keras_fisher._derivatives import gradients as gradients_lib
 from keras_fisher._derivatives.forward import Forward
 from keras_fisher._training import model_checks
 from keras_fisher._training import schedule
+from keras_fisher._training.bounded_sum import longest
+from keras_fisher._training.bounded_sum import shortening
+from keras_fisher._training.guarded_gradient import GuardedGradient
 from keras_fisher._training.guarded_gradient import guarded_gradient
 from keras_fisher._training.schedule import Plan
 from keras_fisher._training.schedule import Schedule
 from keras_fisher._training.state import FisherState
 from keras_fisher.likelihoods.lookup import of_model
+from keras_fisher.penalties import kinds
+from keras_fisher.penalties.base import Penalty
 
 
 @keras.saving.register_keras_serializable(package="keras_fisher")
@@ -84,7 +88,7 @@ class FisherRegularization(keras.layers.Wrapper):
     ```python
     model = keras.Sequential([
         keras.Input((32, 32, 3)),
-        keras_fisher.layers.FisherRegularization(network, penalty=0.1),
+        keras_fisher.layers.FisherRegularization(network),
     ])
     ```
     """
@@ -92,7 +96,7 @@ class FisherRegularization(keras.layers.Wrapper):
     def __init__(
         self,
         layer: keras.layers.Layer,
-        penalty: float | str | penalties.Penalty = 0.1,
+        penalty: float | str | Penalty = "fisher",
         *,
         likelihood: Any = "categorical",
         seed: int | None = None,
@@ -101,7 +105,7 @@ class FisherRegularization(keras.layers.Wrapper):
         # Wrapped layers cast for themselves; variables are read uncast here.
         kwargs.setdefault("dtype", layer.variable_dtype)
         super().__init__(layer, autocast=False, **kwargs)
-        self.penalty = penalties.get(penalty)
+        self.penalty = kinds.get(penalty)
         if self.penalty is None or self.penalty.needs_labels:
             raise ValueError(
                 "A layer does not see the labels of the data set, so it takes "
@@ -221,6 +225,7 @@ class FisherRegularization(keras.layers.Wrapper):
         if term.traces is not None:
             self.state.fisher_trace.assign(tf.reduce_sum(term.traces))
         self.state.fisher_penalty.assign(value)
+        guarded = self._bounded(guarded, term.squared_norm)
         if self.penalty.stores_gradient:
             guarded.store(self.state.gradients(self.layer))
         gradients = [
@@ -230,6 +235,19 @@ class FisherRegularization(keras.layers.Wrapper):
             )
         ]
         return value, gradients
+
+    def _bounded(
+        self, guarded: GuardedGradient, squared_norm: tf.Tensor
+    ) -> GuardedGradient:
+        """No longer than the penalty's bound allows, by ‖ĝ‖ alone."""
+        if self.penalty.bound is None:
+            return guarded
+        of_layer = guarded.gradients[: len(self.layer.trainable_variables)]
+        length = gradients_lib.norm(of_layer)
+        factor = shortening(
+            length, longest(self.penalty.bound, squared_norm, length.dtype)
+        )
+        return guarded.times(factor)
 
 
 class _Use:

@@ -68,9 +68,9 @@ def _epochs_by_hand(network, penalty, epochs):
     cases.in_turns(
         [
             *cases.FISHER_PENALTIES,
-            GradientPenalty(0.3),
-            UniformLabelPenalty(0.3, every=2),
-            InputGradientPenalty(0.3),
+            GradientPenalty(0.3, bound=None),
+            UniformLabelPenalty(0.3, bound=None, every=2),
+            InputGradientPenalty(0.3, bound=None),
         ],
         name=cases.name_of_penalty,
     ),

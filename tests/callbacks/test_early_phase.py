@@ -28,6 +28,7 @@ class _Model:
             np.array([[t / 4, 3 * t / 4] for _, t in measured]).reshape(-1, 2),
             np.full([len(measured)], np.nan),
             np.full([len(measured)], 8),
+            np.full([len(measured)], np.nan),
         )
 
 

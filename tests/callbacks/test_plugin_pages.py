@@ -42,6 +42,16 @@ def test_without_noise_flags_there_is_no_empty_chart(tmp_path):
     ]
 
 
+def test_a_bound_has_a_chart_of_its_own(tmp_path):
+    for bound, titles in ((1.0, 1), (None, 0)):
+        model = written_curves.model(FisherPenalty(0.1, bound=bound))
+        directory = tmp_path / str(bound)
+        written_curves.fit(model, [FisherTensorBoard(directory)], epochs=1)
+        charts = _charts(directory / "train")
+        found = [p for ps in charts.values() for p in ps if "ratio" in p]
+        assert found == ["^fisher/ratio$"] * titles
+
+
 def test_the_layout_of_custom_scalars_has_a_chart_of_each_kind(tmp_path):
     written_curves.fit(
         written_curves.model(),

@@ -20,7 +20,7 @@ def _by_hand(steps, **kwargs):
         batch = slice(step % 5 * 8, step % 5 * 8 + 8)
         model.train_on_batch(written_curves.X[batch], written_curves.Y[batch])
         m = model.measurements
-        for at, traces, penalty in zip(*m[:3]):
+        for at, traces, penalty, ratio in zip(*m[:3], m.ratio):
             assert at == step
             trace = sum(traces)
             first = trace if first is None else first
@@ -35,6 +35,8 @@ def _by_hand(steps, **kwargs):
             }
             if np.isfinite(penalty):
                 values["fisher/penalty"] = penalty
+            if np.isfinite(ratio):
+                values["fisher/ratio"] = ratio
             for tag, value in values.items():
                 curves.setdefault(tag, []).append((step, value))
     return curves
@@ -64,6 +66,10 @@ def test_every_measured_step_is_written_at_its_step(steps, jit, tmp_path):
     expected = _by_hand(20, penalty=penalty, jit_compile=jit)
     written_curves.assert_same_curves(written, expected, rtol=1e-4)
     assert [s for s, _ in written["fisher/penalty"]] == [0, 5, 10, 15]
+    # Also of a gradient that is used again, where Tr(F) is measured.
+    assert [s for s, _ in written["fisher/ratio"]] == [
+        s for s, _ in written["fisher/trace"]
+    ]
     assert [s for s, _ in written["fisher/trace"]] == [
         *(0, 2, 4, 5, 6, 8, 10, 12, 14, 15, 16, 18),
     ]
@@ -131,7 +137,8 @@ def test_penalties_that_say_nothing_of_the_trace_write_themselves(tmp_path):
     model = written_curves.model("gradient", trace_every=None)
     written_curves.fit(model, [FisherTensorBoard(tmp_path)], epochs=1)
     assert set(written_curves.read_curves(tmp_path / "train")) == {
-        "fisher/penalty"
+        "fisher/penalty",
+        "fisher/ratio",
     }
 
 

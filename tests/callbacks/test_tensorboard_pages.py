@@ -126,6 +126,7 @@ def _check_custom_scalars(page, url):
         "Tr(F)": ["fisher/trace", "fisher/probe_trace"],
         "Explosion ratio": ["fisher/explosion"],
         "Tr(F) by layer": [f"fisher/trace_by_layer/{name}" for name in layers],
+        "Gradient of the penalty over that of the loss": ["fisher/ratio"],
         "Clean against noisy accuracy": [
             "memorization/clean_accuracy",
             "memorization/noisy_accuracy",

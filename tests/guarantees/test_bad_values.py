@@ -47,7 +47,8 @@ def _compiled(model, mode="graph", optimizer=None):
 @_MODES
 def test_a_penalty_that_overflows_does_not_reach_the_weights(mode):
     model = _compiled(
-        FisherModel(training.dense_network(), FisherPenalty(_HUGE)), mode
+        FisherModel(training.dense_network(), FisherPenalty(_HUGE, bound=None)),
+        mode,
     )
     before = model.get_weights()
     x, y = _data()
@@ -60,12 +61,15 @@ def test_a_penalty_that_overflows_does_not_reach_the_weights(mode):
 
 
 @_MODES
-def test_where_a_gradient_is_stored_the_step_takes_that_of_the_loss(mode):
+@pytest.mark.parametrize(
+    "options", [dict(every=2, bound=None), dict(bound=1.0)]
+)
+def test_computed_apart_the_step_takes_that_of_the_loss(mode, options):
     network = training.dense_network()
     weights = network.get_weights()
     x, y = _data()
     found, losses = [], []
-    for penalty in (FisherPenalty(_HUGE, every=2), None):
+    for penalty in (FisherPenalty(_HUGE, **options), None):
         network.set_weights(weights)
         model = FisherModel(network, penalty, trace_every=None)
         _compiled(model, mode)
@@ -79,7 +83,7 @@ def test_where_a_gradient_is_stored_the_step_takes_that_of_the_loss(mode):
 
 def test_terminate_on_nan_ends_the_training_with_the_old_weights():
     model = _compiled(
-        FisherModel(training.dense_network(), FisherPenalty(_HUGE))
+        FisherModel(training.dense_network(), FisherPenalty(_HUGE, bound=None))
     )
     before = model.model.get_weights()
     history = model.fit(
@@ -106,7 +110,8 @@ def test_a_gradient_that_alone_is_not_finite_is_noticed():
 
     network = keras.Sequential([*training.dense_network().layers, Bad()])
     network.build((None, 4))
-    model = _compiled(FisherModel(network, 0.1))
+    penalty = FisherPenalty(0.1, bound=None)
+    model = _compiled(FisherModel(network, penalty))
     before = network.get_weights()
     logs = model.fit(*_data(), batch_size=8, verbose=0).history
     assert logs["fisher_nonfinite"] == [1]
@@ -164,7 +169,7 @@ def test_a_gradient_that_overflows_when_squared_is_left_out(optimizer, every):
     """Each of its entries is finite, but what optimizers make of it is not."""
     network = training.dense_network()
     before = network.get_weights()
-    penalty = GradientPenalty(_LARGE, every=every)
+    penalty = GradientPenalty(_LARGE, every=every, bound=None)
     model = _compiled(FisherModel(network, penalty), "eager", optimizer())
     logs = model.fit(*_data(), batch_size=4, verbose=0).history
     assert logs["fisher_nonfinite"] == [2 // every]
@@ -186,7 +191,7 @@ def test_a_finite_penalty_is_not_counted_and_the_loss_is_the_users():
 
 def test_the_count_is_saved(tmp_path):
     model = _compiled(
-        FisherModel(training.dense_network(), FisherPenalty(_HUGE))
+        FisherModel(training.dense_network(), FisherPenalty(_HUGE, bound=None))
     )
     model.fit(*_data(), batch_size=4, verbose=0)
     model.save(tmp_path / "model.keras")
@@ -197,9 +202,9 @@ def test_the_count_is_saved(tmp_path):
 @pytest.mark.parametrize(
     ("penalty", "dtype"),
     [
-        (FisherPenalty(_HUGE), "mixed_float16"),
+        (FisherPenalty(_HUGE, bound=None), "mixed_float16"),
         # With entries that are finite, also when they are scaled.
-        (GradientPenalty(_LARGE), "float32"),
+        (GradientPenalty(_LARGE, bound=None), "float32"),
     ],
     ids=["huge", "large"],
 )

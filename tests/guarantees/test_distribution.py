@@ -42,6 +42,8 @@ _PENALTIES = {
     "labels reused": (GradientPenalty, {"every": 3}),
     "labels weighted": (GradientPenalty, {}),
     "fisher averaged": (FisherPenalty, {"every": 3}),
+    "bounded": (FisherPenalty, {"bound": 0.1}),
+    "bounded reused": (FisherPenalty, {"every": 3, "bound": 0.1}),
 }
 # What Keras can do on several replicas, and does to gradients of them all.
 _OPTIONS = {
@@ -90,6 +92,7 @@ def run(kind, name, parts=None, dtype="float64", logs=None):
     keras.config.set_floatx(dtype)
     keras.config.set_dtype_policy(dtype)
     try:
+        options = {"bound": None, **options}
         penalty = cls(_ALPHA, micro_batch_size=size, **options)
         likelihood = _Determined(from_logits=True)
         network = training.dense_network(6, seed=1)
@@ -167,7 +170,9 @@ def uneven(count, options):
     try:
         network = training.dense_network(6, seed=1)
         likelihood = _Determined(from_logits=True)
-        model = FisherModel(network, _ALPHA, likelihood=likelihood)
+        model = FisherModel(
+            network, FisherPenalty(_ALPHA, bound=None), likelihood=likelihood
+        )
         _compiled(model, 0.2, **options)
         data = tf.data.Dataset.from_tensors((_X[:count], _Y[:count]))
         logs = model.fit(data, verbose=0).history
@@ -226,7 +231,9 @@ def one_overflows(dtype):
     x = _X[:_BATCH].astype("float32")
     # The norm of the gradient is about that of the inputs.
     x[_BATCH // 2 :] *= 1e22 if dtype == "float32" else 1e4
-    model = FisherModel(network, GradientPenalty(_ALPHA), trace_every=None)
+    model = FisherModel(
+        network, GradientPenalty(_ALPHA, bound=None), trace_every=None
+    )
     _compiled(model, 0.1)
     data = tf.data.Dataset.from_tensors((x, _Y[:_BATCH]))
     logs = model.fit(data, verbose=0).history
@@ -330,7 +337,11 @@ def _assert_same(actual, expected, rtol, what):
             )
 
 
-_FAST = [("model", "fisher reused"), ("layer", "fisher reused")]
+_FAST = [
+    ("model", "fisher reused"),
+    ("model", "bounded reused"),
+    ("layer", "fisher reused"),
+]
 _WITHOUT_LABELS = [name for name in _PENALTIES if name.startswith("fisher")]
 _MODELS = [("model", name) for name in _PENALTIES]
 _LAYERS = [("layer", name) for name in _WITHOUT_LABELS]

@@ -252,7 +252,7 @@ def test_a_penalty_is_added_to_the_gradient_of_the_sum(reduction, mode):
     make = lambda: training.dense_network(6, (4,), seed=2)  # noqa: E731
     alpha, y = 0.3, _NUMBERS[:8]
     network = make()
-    model = FisherModel(network, _Given(alpha), trace_every=None)
+    model = FisherModel(network, _Given(alpha, bound=None), trace_every=None)
     model.compile(
         # A rate that single precision holds exactly.
         keras.optimizers.SGD(0.125),

@@ -182,7 +182,7 @@ def test_training_counts_rows_of_outputs(mode, molecules):
     if mode == "xla" and molecules is None:
         pytest.skip("XLA needs the shapes of what it compiles")
     model, x = _built(dtype="float32", molecules=molecules)
-    penalty = GradientPenalty(0.7)
+    penalty = GradientPenalty(0.7, bound=None)
     _, _, gradients = evaluation.evaluated(penalty, model, x, _Y)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     with tf.GradientTape() as tape:
@@ -211,7 +211,7 @@ def test_training_counts_rows_of_outputs(mode, molecules):
 
 def test_the_layer_counts_rows_of_outputs():
     model, x = _built(dtype="float32")
-    penalty = FisherPenalty(0.7)
+    penalty = FisherPenalty(0.7, bound=None)
     layer = keras_fisher.layers.FisherRegularization(model, penalty, seed=1)
     layer.build({name: tuple(t.shape) for name, t in x.items()})
     layer(x, training=True)

@@ -227,12 +227,11 @@ def test_a_layer_penalizes_several_outputs_as_the_model_does():
     x, y = _data("list")
     network = _network("list", "float32")
     weights = network.get_weights()
+    penalty = _FixedLabels(0.1, bound=None)
     inputs = keras.Input((3,))
-    layer = FisherRegularization(
-        network, _FixedLabels(0.1), likelihood=_PARTS, seed=0
-    )
+    layer = FisherRegularization(network, penalty, likelihood=_PARTS, seed=0)
     stock = keras.Model(inputs, layer(inputs))
-    model = FisherModel(network, _FixedLabels(0.1), likelihood=_PARTS, seed=0)
+    model = FisherModel(network, penalty, likelihood=_PARTS, seed=0)
     found = []
     for each in (stock, model):
         network.set_weights(weights)

@@ -190,7 +190,9 @@ def test_optimizers_get_the_gradient_of_loss_and_penalty(
 ):
     options = _OPTIMIZERS[name]
     model = FisherModel(
-        _network(), GradientPenalty(_ALPHA, every=every), trace_every=None
+        _network(),
+        GradientPenalty(_ALPHA, bound=None, every=every),
+        trace_every=None,
     )
     logs = _fit(model, _sgd(**options), mode, steps)
     expected = _network()
@@ -210,7 +212,9 @@ def test_weights_are_of_the_loss_and_not_of_the_penalty(kind):
     if kind == "class_weight":
         given = {0: 0.0, 1: 0.5, 2: 3.0}
         weights = np.array([given[label] for label in _Y])
-    model = FisherModel(_network(), GradientPenalty(_ALPHA), trace_every=None)
+    model = FisherModel(
+        _network(), GradientPenalty(_ALPHA, bound=None), trace_every=None
+    )
     logs = _fit(model, _sgd(), **{kind: given})
     expected, unweighted = _network(), _network()
     value = _by_hand(expected, _sgd(), weights=weights)
@@ -222,7 +226,7 @@ def test_weights_are_of_the_loss_and_not_of_the_penalty(kind):
 
 def test_layers_are_frozen_and_unfrozen_while_a_gradient_is_reused():
     """One optimizer for all fits, of which the later ones begin with reuse."""
-    penalty = GradientPenalty(_ALPHA, every=5)
+    penalty = GradientPenalty(_ALPHA, bound=None, every=5)
     network, expected = _network(), _network()
     model = FisherModel(network, penalty, trace_every=None)
     optimizers, stored = (_sgd(), _sgd()), {}
@@ -254,7 +258,7 @@ def test_half_precision_penalizes_as_double_precision_does(policy, error):
     expected, network = _network(), _network(policy)
     network.set_weights(expected.get_weights())
     start = _flat(network)
-    penalty = GradientPenalty(_ALPHA)
+    penalty = GradientPenalty(_ALPHA, bound=None)
     model = FisherModel(network, penalty, trace_every=None)
     logs = _fit(model, _sgd(), sample_weight=nothing)
     value = _by_hand(expected, _sgd(), weights=nothing)
@@ -322,7 +326,9 @@ def test_weights_of_outputs_and_examples_are_of_the_loss_alone():
     expected = keras.models.clone_model(network)
     expected.set_weights(network.get_weights())
     targets = _RANDOM.normal(size=(len(_X), 2)).astype("float32")
-    model = FisherModel(network, GradientPenalty(_ALPHA), trace_every=None)
+    model = FisherModel(
+        network, GradientPenalty(_ALPHA, bound=None), trace_every=None
+    )
     model.compile(
         keras.optimizers.SGD(0.1),
         {"a": _loss(), "b": keras.losses.MeanSquaredError(dtype="float64")},

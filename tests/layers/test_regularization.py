@@ -37,7 +37,7 @@ def _fit(model, epochs=2, learning_rate=0.1, **kwargs):
     cases.in_turns(
         [
             *cases.FISHER_PENALTIES,
-            UniformLabelPenalty(0.3, exclude="bias"),
+            UniformLabelPenalty(0.3, bound=None, exclude="bias"),
         ],
         name=cases.name_of_penalty,
     ),

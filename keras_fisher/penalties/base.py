@@ -31,9 +31,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import dataclasses
-import inspect
 import math
-import numbers
 import re
 from typing import Any
 
@@ -42,13 +40,11 @@ import tensorflow as tf
 
 from keras_fisher._common import checks
 from keras_fisher._common import dtypes
-from keras_fisher._common import random_draws
 from keras_fisher._common import structures
 from keras_fisher._derivatives import forward as forward_lib
 from keras_fisher._derivatives import gradient_norms
 from keras_fisher._derivatives import gradients as gradients_lib
 from keras_fisher._derivatives.forward import Forward
-from keras_fisher._derivatives.gradient_norms import InputNorm
 from keras_fisher._derivatives.gradient_norms import Norm
 from keras_fisher._derivatives.gradient_norms import ParameterNorm
 from keras_fisher._derivatives.gradient_norms import SquaredNorms
@@ -66,10 +62,13 @@ class Term:
         traces: Unbiased estimate of Tr(F) for each trainable variable of the
             layer, in their order, without a gradient. None if the penalty
             says nothing of Tr(F).
+        squared_norm: ‖ĝ‖², the value over α, without a gradient. None if ĝ is
+            not with respect to parameters, and so measures no step in them.
     """
 
     value: tf.Tensor
     traces: tf.Tensor | None
+    squared_norm: tf.Tensor | None = None
 
 
 class Penalty:
@@ -100,13 +99,18 @@ class Penalty:
             23 % in `bfloat16`, whatever the last layer computes in.
         exclude: Regular expressions. Variables whose path one of them is
             found in (`re.search`) are left out of the norm.
+        bound: c, a number above 0. The penalty moves the parameters by
+            min(1, c min(‖∇L‖, ‖ĝ‖) / ‖∇P‖) ∇P, whose length is at most c times
+            that of the gradient of the loss, and of ĝ, which dies away with
+            the penalty. So a large α does no harm. None for ∇P itself, the
+            paper's penalty.
     """
 
     name: str  # how `get` finds the class
 
     def __init__(
         self,
-        alpha: float = 0.1,
+        alpha: float = 1.0,
         *,
         fraction: float = 1.0,
         every: int = 1,
@@ -116,6 +120,7 @@ class Penalty:
         micro_batch_size: int | None = None,
         method: str = "exact",
         exclude: str | Sequence[str] = (),
+        bound: float | None = 1.0,
     ):
         exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
         checks.number(
@@ -134,6 +139,8 @@ class Penalty:
         if micro_batch_size is not None:
             checks.integer("micro_batch_size", micro_batch_size, 1)
         checks.choice("method", method, _METHODS)
+        if bound is not None:
+            checks.number("bound", bound, lambda c: c > 0, "above 0, or None")
         self.alpha = float(alpha)
         self.fraction = float(fraction)
         self.every = int(every)
@@ -143,6 +150,7 @@ class Penalty:
         self.micro_batch_size = micro_batch_size
         self.method = method
         self.exclude = exclude
+        self.bound = None if bound is None else float(bound)
         self._excluded = [_compiled(pattern) for pattern in exclude]
 
     # Which labels, and what the norm is taken of.
@@ -164,6 +172,11 @@ class Penalty:
     def norm(self) -> Norm:
         """What the squared norm is taken of: parameters, unless excluded."""
         return ParameterNorm(self.selects)
+
+    @property
+    def is_of_parameters(self) -> bool:
+        """Whether ĝ is a gradient with respect to parameters."""
+        return not self.norm.watches_inputs
 
     def selects(self, variable: keras.Variable) -> bool:
         """Whether the norm takes in the gradient of `variable`."""
@@ -188,6 +201,11 @@ class Penalty:
     def stores_gradient(self) -> bool:
         """Whether steps in between add a gradient computed before."""
         return self.reuse and self.every > 1
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether its gradient is computed apart from that of the loss."""
+        return self.stores_gradient or self.bound is not None
 
     # The computation.
 
@@ -279,8 +297,10 @@ class Penalty:
         examples = tf.cast(forward.batch_size, squares.dtype) * tf.cast(
             batches, squares.dtype
         )
-        scale = self.alpha * self.norm.scale(tf.maximum(examples, 1))
-        value = scale * gradient_norms.total(self.norm, forward, traces)
+        per_trace = self.norm.scale(tf.maximum(examples, 1))
+        trace = gradient_norms.total(self.norm, forward, traces)
+        scale = self.alpha * per_trace
+        value = scale * trace
         if derivatives is not None:
             scale /= size
             value = gradients_lib.with_gradient(
@@ -289,7 +309,12 @@ class Penalty:
                 [tf.cast(scale, d.dtype) * d for d in derivatives],
             )
         traces = tf.stop_gradient(traces) if self.measures_trace else None
-        return Term(value, traces)
+        squared_norm = (
+            tf.stop_gradient(per_trace * trace)
+            if self.is_of_parameters
+            else None
+        )
+        return Term(value, traces, squared_norm)
 
     # Configuration.
 
@@ -304,6 +329,7 @@ class Penalty:
             "micro_batch_size": self.micro_batch_size,
             "method": self.method,
             "exclude": list(self.exclude),
+            "bound": self.bound,
         }
 
     @classmethod
@@ -315,165 +341,6 @@ class Penalty:
             f"{k}={v!r}" for k, v in self.get_config().items()
         )
         return f"{type(self).__name__}({arguments})"
-
-
-@keras.saving.register_keras_serializable(package="keras_fisher")
-class FisherPenalty(Penalty):
-    """The Fisher Penalty: α ‖(1/B) Σ_i ∇_θ -log p_θ(ŷ_i|x_i)‖², ŷ_i ~ p_θ.
-
-    In expectation α Tr(F) / B: it keeps the trace of the Fisher Information
-    Matrix small. Source: Jastrzebski et al., *Catastrophic Fisher Explosion*,
-    ICML 2021, section 4.
-
-    """
-
-    name = "fisher"
-    measures_trace = True
-
-    def labels(self, likelihood, outputs, y, seed):
-        return likelihood.sample(outputs, random_draws.draw(seed))
-
-
-class TraceMeasurement(FisherPenalty):
-    """Measures Tr(F) as the Fisher Penalty does, and penalizes nothing.
-
-    Its forward pass is the same to the last bit as without it.
-    """
-
-    def __init__(self):
-        super().__init__(alpha=0.0)
-
-    def forward(self, layer, x, *, seed=0, watch_inputs=False):
-        return forward_lib.run(layer, x, differentiable=False)
-
-
-@keras.saving.register_keras_serializable(package="keras_fisher")
-class GradientPenalty(Penalty):
-    """GP: the squared norm of the gradient with the data set's labels.
-
-    Source: Jastrzebski et al., ICML 2021, section 4.
-
-    """
-
-    name = "gradient"
-    needs_labels = True
-
-    def labels(self, likelihood, outputs, y, seed):
-        return _labels_given(self, y)
-
-
-@keras.saving.register_keras_serializable(package="keras_fisher")
-class UniformLabelPenalty(Penalty):
-    """GP_r: as the Fisher Penalty, with labels drawn uniformly.
-
-    Source: Jastrzebski et al., ICML 2021, section 4.
-
-    """
-
-    name = "uniform_label"
-
-    def labels(self, likelihood, outputs, y, seed):
-        return likelihood.uniform(outputs, random_draws.draw(seed))
-
-
-@keras.saving.register_keras_serializable(package="keras_fisher")
-class InputGradientPenalty(Penalty):
-    """GP_x: α (1/B) Σ_i ‖∇_{x_i} Σ_j -log p_θ(y_j|x_j)‖².
-
-    The squared norm of the gradient with respect to the input, the mean over
-    examples (only y_i depends on x_i, but for batch normalization), with the
-    data set's labels. Source: Jastrzebski et al., ICML 2021, section 4; Drucker
-    & LeCun, *Improving generalization performance using double
-    backpropagation*, 1992.
-
-    `exclude` has no effect, since the norm is not over variables.
-
-    """
-
-    name = "input_gradient"
-    needs_labels = True
-
-    def labels(self, likelihood, outputs, y, seed):
-        return _labels_given(self, y)
-
-    @property
-    def norm(self):
-        return InputNorm()
-
-    def forward(self, layer, x, *, seed=0, watch_inputs=False):
-        found = [leaf.dtype for leaf in keras.tree.flatten(x)]
-        if not any(dtype.is_floating for dtype in found):
-            raise ValueError(
-                "`InputGradientPenalty` differentiates the inputs, which "
-                "have to be of floating point. Received inputs of "
-                f"{[dtype.name for dtype in found]}. Use `FisherPenalty`, "
-                "or put the penalty behind the embedding with "
-                "`FisherRegularization`."
-            )
-        return super().forward(layer, x, seed=seed, watch_inputs=watch_inputs)
-
-
-_BY_NAME = {
-    cls.name: cls
-    for cls in (
-        FisherPenalty,
-        GradientPenalty,
-        UniformLabelPenalty,
-        InputGradientPenalty,
-    )
-}
-
-# One text for the arguments that all of them share, cleaned of its
-# indentation, which Python 3.13 takes away by itself.
-_ARGUMENTS = "".join(
-    inspect.cleandoc(Penalty.__doc__ or "").partition("Args:")[1:]
-)
-for _penalty in _BY_NAME.values():
-    _own = inspect.cleandoc(_penalty.__doc__ or "")
-    _penalty.__doc__ = f"{_own}\n\n{_ARGUMENTS}"
-
-
-def get(identifier: Any) -> Penalty | None:
-    """Finds the penalty that a number, a name or a config stands for.
-
-    Args:
-        identifier: None; α of a `FisherPenalty`; `"fisher"`, `"gradient"`,
-            `"uniform_label"` or `"input_gradient"`; a `Penalty` instance,
-            class or serialized config.
-
-    Returns:
-        A `Penalty`, or None for None.
-
-    Raises:
-        ValueError: If nothing above fits.
-    """
-    if identifier is None or isinstance(identifier, Penalty):
-        return identifier
-    if isinstance(identifier, numbers.Real) and not isinstance(
-        identifier, bool
-    ):
-        return FisherPenalty(identifier)
-    if isinstance(identifier, str) and identifier in _BY_NAME:
-        return _BY_NAME[identifier]()
-    if isinstance(identifier, dict):
-        return get(keras.saving.deserialize_keras_object(identifier))
-    if isinstance(identifier, type) and issubclass(identifier, Penalty):
-        return identifier()
-    raise ValueError(
-        "A penalty is None, a number (the alpha of `FisherPenalty`), one of "
-        f"the names {sorted(_BY_NAME)}, or a `keras_fisher` penalty. "
-        f"Received: {identifier!r}"
-    )
-
-
-def _labels_given(penalty: Penalty, y: tf.Tensor | None) -> tf.Tensor:
-    if y is None:
-        raise ValueError(
-            f"`{type(penalty).__name__}` takes the gradient with the labels "
-            "of the data set, but no `y` was given. Pass `y`, or use "
-            "`FisherPenalty`, which draws its labels from the model."
-        )
-    return y
 
 
 def _compiled(pattern: str) -> re.Pattern:

@@ -1,0 +1,119 @@
+"""The gradient of a penalty, on its way to the optimizer and to later steps."""
+
+from __future__ import annotations
+
+import keras
+import tensorflow as tf
+
+from keras_fisher._common import dtypes
+from keras_fisher._derivatives.gradients import Gradients
+from keras_fisher._training import optimizers
+from keras_fisher._training import replicas
+from keras_fisher._training.bounded_sum import Accumulated
+from keras_fisher._training.bounded_sum import bounded_sum
+from keras_fisher._training.guarded_gradient import GuardedGradient
+from keras_fisher._training.guarded_gradient import added
+from keras_fisher._training.state import FisherState
+from keras_fisher.penalties.base import Penalty
+
+_ACCUMULATED = ("accumulated_loss", "accumulated_penalty")
+
+
+class PenaltyGradient:
+    """What a penalty wants of its gradient: kept, bounded, added to the loss's.
+
+    Args:
+        penalty: The penalty, or None.
+        state: Where gradients are kept.
+        model: Whose trainable variables they are of.
+        optimizer: Takes them.
+    """
+
+    def __init__(
+        self,
+        penalty: Penalty | None,
+        state: FisherState,
+        model: keras.Model,
+        optimizer: keras.optimizers.Optimizer,
+    ):
+        self._penalty = penalty
+        self._state = state
+        self._model = model
+        self._optimizer = optimizer
+
+    def create_state(self) -> None:
+        """Makes room for what is kept from step to step."""
+        if self._penalty is None:
+            return
+        if self._penalty.stores_gradient:
+            self._state.create_gradients(self._model)
+        if self._penalty.bound is not None:
+            self._state.create_bound()
+            if optimizers.accumulation_steps(self._optimizer) > 1:
+                for kind in _ACCUMULATED:
+                    self._state.create_gradients(self._model, kind)
+
+    def store(
+        self, guarded: GuardedGradient, squared_norm: tf.Tensor | None
+    ) -> None:
+        """Keeps it for the steps to come, if they use it again."""
+        if not self._penalty.stores_gradient:
+            return
+        guarded.store(self._state.gradients(self._model))
+        if self._penalty.bound is not None and squared_norm is not None:
+            self._state.squared_norm.assign(squared_norm)
+
+    def stored(self) -> tuple[Gradients, tf.Tensor | None]:
+        """What was kept: the gradient, with loss scale, and ‖ĝ‖²."""
+        scale = self._optimizer.scale_loss(1.0)
+        gradients = [
+            dtypes.times(tf.convert_to_tensor(variable), scale)
+            for variable in self._state.gradients(self._model)
+        ]
+        if self._penalty.bound is None or not self._penalty.is_of_parameters:
+            return gradients, None
+        return gradients, tf.convert_to_tensor(self._state.squared_norm)
+
+    def added_to(
+        self,
+        loss: Gradients,
+        penalty: Gradients,
+        squared_norm: tf.Tensor | None,
+    ) -> tuple[Gradients, tf.Tensor | None]:
+        """What a replica hands to the optimizer.
+
+        Args:
+            loss: Its part of the gradient of the loss, with loss scale.
+            penalty: Its gradient of the penalty, whose mean over replicas
+                counts; with loss scale.
+            squared_norm: ‖ĝ‖², likewise; None if the bound goes without.
+
+        Returns:
+            The gradients, and ‖∇P‖ / ‖∇L‖ if there is a bound.
+        """
+        if self._penalty.bound is None:
+            return added(loss, penalty, 1 / replicas.number()), None
+        return bounded_sum(
+            loss,
+            penalty,
+            squared_norm,
+            self._penalty.bound,
+            self._optimizer.scale_loss(1.0),
+            self._accumulated(),
+        )
+
+    def _accumulated(self) -> Accumulated | None:
+        """The batches before, if a step has several."""
+        steps = optimizers.accumulation_steps(self._optimizer)
+        if steps == 1:
+            return None
+        loss, penalty = (
+            self._state.gradients(self._model, kind) for kind in _ACCUMULATED
+        )
+        return Accumulated(
+            loss,
+            penalty,
+            self._state.accumulated_squared_norm,
+            steps,
+            optimizers.ends_step(self._optimizer),
+        )
