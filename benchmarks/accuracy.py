@@ -8,6 +8,7 @@ of the penalized sides has made all of its epochs.
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 
@@ -49,12 +50,13 @@ _NONE = "none"
 def penalties() -> dict[str, FisherPenalty | None]:
     """The sides."""
     alpha, reused = _ALPHA.value, _REUSED_ALPHA.value
+    unbounded = functools.partial(FisherPenalty, bound=None)
     return {
         _NONE: None,
-        "every 1": FisherPenalty(alpha),
-        "every 1, fraction 1/8": FisherPenalty(alpha, fraction=1 / 8),
-        "every 10, reused": FisherPenalty(reused, every=10),
-        "every 10, not reused": FisherPenalty(alpha, every=10, reuse=False),
+        "every 1": unbounded(alpha),
+        "every 1, fraction 1/8": unbounded(alpha, fraction=1 / 8),
+        "every 10, reused": unbounded(reused, every=10),
+        "every 10, not reused": unbounded(alpha, every=10, reuse=False),
     }
 
 

@@ -30,16 +30,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 _ALPHA = flags.DEFINE_float(
-    "alpha",
-    0.3,
-    "Strength of the Fisher Penalty on clean labels.",
-    lower_bound=0.0,
-)
-_NOISY_ALPHA = flags.DEFINE_float(
-    "noisy_alpha",
-    1.0,
-    "Strength of the Fisher Penalty on noisy labels.",
-    lower_bound=0.0,
+    "alpha", 1.0, "Strength of the Fisher Penalty.", lower_bound=0.0
 )
 _EPOCHS = flags.DEFINE_integer("epochs", 120, "Passes over the data.", 1)
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of all runs.", 0)
@@ -192,7 +183,7 @@ def main(argv: list[str]) -> None:
     ]
     settings += [
         (_NOISY_LEARNING_RATE, alpha, _LABEL_NOISE)
-        for alpha in (None, _NOISY_ALPHA.value)
+        for alpha in (None, _ALPHA.value)
     ]
     for learning_rate, alpha, label_noise in settings:
         name = f"lr={learning_rate:g}" + ("-noisy" if label_noise else "")

@@ -21,9 +21,7 @@ network = keras.Sequential(
         keras.layers.Dense(10),
     ]
 )
-model = keras_fisher.FisherModel(
-    network, penalty=keras_fisher.FisherPenalty(alpha=0.1)
-)
+model = keras_fisher.FisherModel(network, penalty=keras_fisher.FisherPenalty())
 model.compile(
     keras.optimizers.SGD(0.03, momentum=0.9),
     keras.losses.SparseCategoricalCrossentropy(from_logits=True),

@@ -46,6 +46,11 @@ def figures(frame, runs) -> Iterator[tuple[str, plt.Axes]]:
     if "fisher/probe_trace" in tags:
         tag = "fisher/probe_trace"
         yield "probe_trace", plotting.trace(frame, tag=tag)
+    if "fisher/ratio" in tags:
+        yield (
+            "penalty_ratio",
+            plotting.penalty_ratio(frame, smooth=_SMOOTH.value),
+        )
     if "memorization/noisy_accuracy" in tags:
         yield "memorization", plotting.memorization(frame)
     pair = ["early_trace", _ACCURACY.value]

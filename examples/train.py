@@ -1,7 +1,7 @@
 """Trains a network while following, and penalizing, its Fisher information.
 
 python examples/train.py --dataset=mnist1d --learning_rate=0.01 \
-        --penalty=fisher --alpha=0.3 --log_dir=logs/fp
+        --penalty=fisher --log_dir=logs/fp
 tensorboard --logdir=logs
 """
 
@@ -33,7 +33,14 @@ _PENALTY = flags.DEFINE_enum(
     "Penalty: FP, GP, GP_r or GP_x of the paper.",
 )
 _ALPHA = flags.DEFINE_float(
-    "alpha", 0.1, "Strength of the penalty.", lower_bound=0.0
+    "alpha", 1.0, "Strength of the penalty.", lower_bound=0.0
+)
+_BOUND = flags.DEFINE_float(
+    "bound",
+    1.0,
+    "The penalty's gradient is at most so many times as long as that of the "
+    "loss; 0 for no bound, as in the paper.",
+    lower_bound=0.0,
 )
 _FRACTION = flags.DEFINE_float(
     "fraction", 1.0, "Share of the batch to compute the penalty on, in (0, 1]."
@@ -151,6 +158,7 @@ def penalty() -> penalties_lib.Penalty | None:
         micro_batch_size=_MICRO_BATCH_SIZE.value,
         method=_METHOD.value,
         exclude=_EXCLUDE.value,
+        bound=_BOUND.value or None,
     )
 
 

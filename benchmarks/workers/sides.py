@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from keras_fisher import FisherPenalty
+from keras_fisher import GradientPenalty
 
 PLAIN = "keras.Model"
 
@@ -12,8 +13,8 @@ PLAIN = "keras.Model"
 def _sides(batch_size: int) -> dict[str, dict | None]:
     """Arguments of `FisherModel`; None for Keras alone."""
 
-    def penalized(**kwargs) -> dict:
-        return dict(penalty=FisherPenalty(0.1, **kwargs))
+    def penalized(bound=None, **kwargs) -> dict:
+        return dict(penalty=FisherPenalty(0.1, bound=bound, **kwargs))
 
     return {
         PLAIN: None,
@@ -21,12 +22,16 @@ def _sides(batch_size: int) -> dict[str, dict | None]:
         "trace every 50": dict(trace_every=50),
         "trace every 10": dict(trace_every=10),
         "FP every 1": penalized(),
+        "FP bounded": penalized(bound=1.0),
         "FP every 10": penalized(every=10),
         "FP every 10, not reused": penalized(every=10, reuse=False),
         "FP fraction 1/8": penalized(fraction=1 / 8),
         "FP 4 micro-batches": penalized(micro_batch_size=batch_size // 4),
         "FP finite difference": penalized(method="finite_difference"),
-        "GP": dict(penalty="gradient", trace_every=None),
+        "FP bounded finite difference": penalized(
+            bound=1.0, method="finite_difference"
+        ),
+        "GP": dict(penalty=GradientPenalty(0.1, bound=None), trace_every=None),
     }
 
 

@@ -30,6 +30,7 @@ _LEARNING_RATE = flags.DEFINE_float(
 _STRENGTHS = tuning.define_methods(
     {
         "FP": (0.1, 0.3, 1, 3),
+        "bounded FP": (1, 10, 30, 100),
         "GP_r": (0.1, 0.3, 1, 3),
         "SAM": (0.05, 0.1, 0.2, 0.5),
         "label smoothing": (0.1, 0.2, 0.4, 0.8),

@@ -1,8 +1,9 @@
 """The Fisher Penalty against what else improves generalization.
 
 With a small learning rate and with the best one: no penalty, the penalties
-of the paper (GP_x, GP, GP_r, FP), and SAM, weight decay, label smoothing and
-mixup. Learning rate and strengths are chosen on held-out training data.
+of the paper (GP_x, GP, GP_r, FP), FP with a bound, and SAM, weight decay, label
+smoothing and mixup. Learning rate and strengths are chosen on held-out training
+data.
 
 python examples/reproduction/penalty_comparison.py --jit=true
 """
@@ -35,6 +36,7 @@ _STRENGTHS = tuning.define_methods(
         "GP": (0.1, 0.3, 1),
         "GP_r": (0.1, 0.3, 1),
         "FP": (0.1, 0.3, 1),
+        "bounded FP": (1, 10, 100),
         "SAM": (0.05, 0.1, 0.2),
         "weight decay": (0.001, 0.003, 0.01),
         "label smoothing": (0.1, 0.2, 0.4),
