@@ -40,7 +40,6 @@ COMMANDS = (
     ("learning_rate_sweep.py",),
     ("label_noise.py",),
     ("penalty_comparison.py",),
-    ("bounded_penalty.py",),
     ("delayed_penalty.py",),
     ("final_curvature.py",),
     (
