@@ -436,13 +436,8 @@ _MORE = ("others", "full_float32", "compiled_torch", "check_all")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = runtime.parser(__doc__)
     add = parser.add_argument
-    add("--programs", default=".gpu-programs", help="Where programs are.")
-    add("--output", default="gpu-results", help="Where results go.")
     add("--seconds", type=float, default=470.0, help="Time for everything.")
     add("--reserve", type=float, default=150.0, help="Not for compiling first.")
     add("--rounds", type=int, default=5, help="Turns of each side.")

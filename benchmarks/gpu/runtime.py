@@ -5,6 +5,7 @@ Written for JAX 0.11.2.
 
 from __future__ import annotations
 
+import argparse
 from collections import Counter
 from collections.abc import Iterator
 import gzip
@@ -29,6 +30,21 @@ _NEARLY_ZERO = 1e-4
 _NOTHING = (
     "func.func @main(%x: tensor<f32>) -> tensor<f32> {return %x: tensor<f32>}"
 )
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """What all scripts of the card take: programs, and where results go."""
+    result = argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    result.add_argument(
+        "--programs", default=".gpu-programs", help="Where programs are."
+    )
+    result.add_argument(
+        "--output", default="gpu-results", help="Where results go."
+    )
+    return result
 
 
 def _compiled(text: str) -> Any:

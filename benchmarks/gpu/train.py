@@ -6,7 +6,6 @@ and writes all of them as CSV as they come.
 
 from __future__ import annotations
 
-import argparse
 import concurrent.futures
 import csv
 import gzip
@@ -179,14 +178,9 @@ def train(trainer: Trainer, run: tuple, epochs: int, data: Data, write) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = runtime.parser(__doc__)
     add = parser.add_argument
-    add("--programs", default=".gpu-programs", help="Where programs are.")
     add("--data", default="/usr/share/datasets/fashion-mnist", help="Images.")
-    add("--output", default="gpu-results", help="Where results go.")
     add("--network", default="ResNet-20", help="Which network.")
     add("--seconds", type=float, default=240.0, help="Time for everything.")
     add("--runs", type=int, default=8, help="How many of the runs.")
