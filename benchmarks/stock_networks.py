@@ -31,7 +31,7 @@ _NETWORKS = flags.DEFINE_list(
         "EfficientNetB0",
         "DenseNet121",
         "VGG16",
-        "Xception",
+        "MobileNetV3Small",
         "ConvNeXtTiny",
     ],
     "Functions of keras.applications.",
