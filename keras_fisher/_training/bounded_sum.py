@@ -44,13 +44,11 @@ class Whole:
     def of_replicas(cls, loss, penalty, squared_norm, scale) -> Whole:
         """From what each replica has, as `bounded_sum` takes it."""
         *sums, squared_norm = replicas.sums([*loss, *penalty, squared_norm])
-        count = replicas.number()
-        return cls(
-            sums[: len(loss)],
-            _divided(sums[len(loss) :], count),
-            *_divided([squared_norm], count),
-            scale,
+        *penalty, squared_norm = (
+            None if x is None else dtypes.times(x, 1 / replicas.number())
+            for x in (*sums[len(loss) :], squared_norm)
         )
+        return cls(sums[: len(loss)], penalty, squared_norm, scale)
 
     def shortening(self, bound: float) -> tuple[tf.Tensor, tf.Tensor]:
         """The factor on ∇P, and ‖∇P‖ / ‖∇L‖, which is 0 where ∇L is."""
@@ -178,7 +176,3 @@ class Accumulated:
             gradients[count:],
             None if batch.squared_norm is None else squared_norm,
         )
-
-
-def _divided(values: Sequence, by: float | tf.Tensor) -> list:
-    return [None if v is None else loss_scale.unscaled(v, by) for v in values]

@@ -34,8 +34,8 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
 
     * `fisher/trace`, `fisher/penalty`, `fisher/trace_by_layer/<path>`: each
       measurement, whatever `update_freq` and `steps_per_execution` are.
-    * `fisher/ratio`: with a bound, ‖∇penalty‖ / ‖∇loss‖ before it, at the
-      steps that compute the penalty.
+    * `fisher/ratio`: with a bound, ‖∇penalty‖ / ‖∇loss‖ before it, at steps
+      that compute the penalty, or measure and use it again.
     * `fisher/explosion`: the largest Tr(F) so far over the first.
     * `fisher/early_trace`: TrF_i, one point (see `EarlyPhase`), and
       `fisher/early_threshold`, what the monitored value has to cross.
