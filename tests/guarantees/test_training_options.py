@@ -286,7 +286,7 @@ def test_the_fisher_penalty_of_a_layer_takes_options_as_the_models(kind):
         use_ema=True,
         ema_momentum=0.8,
     )
-    network, penalty = _network(), _LikeliestLabels(_ALPHA)
+    network, penalty = _network(), _LikeliestLabels(_ALPHA, bound=None)
     if kind == "layer":
         inputs = keras.Input((5,))
         layer = FisherRegularization(network, penalty)
