@@ -16,8 +16,6 @@ import numpy as np
 import tensorflow as tf
 
 from keras_fisher import penalties
-from keras_fisher._common import checks
-from keras_fisher._common import dtypes
 from keras_fisher._common.noisy_targets import has_noise_flags
 from keras_fisher._common.noisy_targets import label_of
 from keras_fisher._common.noisy_targets import weight_of
@@ -31,18 +29,15 @@ from keras_fisher._training.measurements import NOTHING_MEASURED
 from keras_fisher._training.measurements import Measurements
 from keras_fisher._training.measurements import Observed
 from keras_fisher._training.memorization import MemorizationAccuracy
-from keras_fisher._training.penalty_gradient import PenaltyGradient
 from keras_fisher._training.replicas import Share
 from keras_fisher._training.schedule import Plan
-from keras_fisher._training.state import FisherState
+from keras_fisher._training.settings import Settings
 from keras_fisher._training.trace_measurement import TraceMeasurement
 from keras_fisher._training.train_function import TrainFunction
-from keras_fisher.likelihoods.lookup import is_auto
-from keras_fisher.likelihoods.lookup import of_model
 
 
 @keras.saving.register_keras_serializable(package="keras_fisher")
-class FisherModel(keras.Model):
+class FisherModel(Settings):
     """Trains a model while measuring, and penalizing, its Fisher information.
 
     The trace of the Fisher Information Matrix,
@@ -123,29 +118,13 @@ class FisherModel(keras.Model):
         **kwargs,
     ):
         model_checks.check_wrappable(model)
-        if trace_every is not None:
-            checks.integer("trace_every", trace_every, 1)
-        if seed is not None:
-            checks.integer("seed", seed, 0)
         kwargs.setdefault("dtype", model.dtype_policy)
-        super().__init__(**kwargs)
-        self.model = model
-        self.penalty = penalties.get(penalty)
-        self.trace_every = trace_every
-        self.seed = seed
-        self._finds_likelihood = is_auto(likelihood)
-        self.likelihood = (
-            None if self._finds_likelihood else of_model(likelihood, model)
+        super().__init__(
+            model, penalty, likelihood, trace_every, seed, **kwargs
         )
         self._measurement = TraceMeasurement()
         self._memorization = MemorizationAccuracy()
         self.built = model.built
-        if self._schedule.observes:
-            self.seed_generator = keras.random.SeedGenerator(seed)
-            self.state = FisherState(
-                dtypes.at_least_single(self.variable_dtype).name
-            )
-            self.state.carry(self.seed_generator, model)
 
     # As a Keras model.
 
@@ -182,13 +161,7 @@ class FisherModel(keras.Model):
 
     def compile(self, *args, **kwargs):
         super().compile(*args, **kwargs)
-        if not self._schedule.observes:
-            return
-        if self._finds_likelihood:
-            self.likelihood = of_model(self.loss, self.model)
-        if self.model.built:
-            model_checks.check_trainable(self.model)
-            self._penalty_gradient.create_state()
+        self._prepare_training()
 
     compile.__doc__ = keras.Model.compile.__doc__
 
@@ -206,10 +179,6 @@ class FisherModel(keras.Model):
     fit.__doc__ = keras.Model.fit.__doc__
 
     # Which steps do what.
-
-    @property
-    def _schedule(self) -> schedule.Schedule:
-        return schedule.Schedule(self.penalty, self.trace_every)
 
     def observed(self, steps: np.ndarray) -> np.ndarray:
         """Whether there is something to tell of each of some optimizer steps.
@@ -252,6 +221,9 @@ class FisherModel(keras.Model):
             The logs, and what was measured.
         """
         self._prepare(data)
+        alpha = None
+        if self.penalty is not None:
+            alpha = self.penalty.alpha_at(self.optimizer.iterations)
         if plan.is_plain:
             logs, observed = super().train_step(data), Observed()
         else:
@@ -265,7 +237,7 @@ class FisherModel(keras.Model):
             logs["fisher_nonfinite"] = self.state.fisher_nonfinite.value
             if self.penalty.bound is not None:
                 logs["fisher_ratio"] = self.state.last_ratio()
-        return logs, observed.tensors(
+        return logs, observed._replace(alpha=alpha).tensors(
             len(self.trainable_variables), self.state.dtype
         )
 
@@ -339,12 +311,7 @@ class FisherModel(keras.Model):
             seed=self.seed_generator,
             loss_scale=self.optimizer.scale_loss(1.0),
             batches=share.batches,
-        )
-
-    @property
-    def _penalty_gradient(self) -> PenaltyGradient:
-        return PenaltyGradient(
-            self.penalty, self.state, self.model, self.optimizer
+            step=self.optimizer.iterations,
         )
 
     @property

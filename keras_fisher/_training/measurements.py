@@ -27,6 +27,7 @@ class Observed(NamedTuple):
         is_usable: Whether it could be used, it and its gradient being finite.
         batch_size: Number of examples, an `int64` scalar.
         ratio: ‖∇P‖ / ‖∇L‖ before the bound; None without one.
+        alpha: α of this step; None without a penalty.
     """
 
     traces: tf.Tensor | None = None
@@ -34,6 +35,7 @@ class Observed(NamedTuple):
     is_usable: tf.Tensor | None = None
     batch_size: tf.Tensor | None = None
     ratio: tf.Tensor | None = None
+    alpha: tf.Tensor | None = None
 
     def tensors(self, variables: int, dtype) -> dict[str, tf.Tensor]:
         """Fields of `Measurements`, of one shape and dtype for all steps.
@@ -43,7 +45,7 @@ class Observed(NamedTuple):
             dtype: Of what is measured.
         """
         nothing = tf.constant(NOTHING, dtype)
-        traces, penalty, _, size, ratio = self
+        traces, penalty, _, size, ratio, alpha = self
         return {
             "trace_by_variable": tf.fill([variables], nothing)
             if traces is None
@@ -51,6 +53,7 @@ class Observed(NamedTuple):
             "penalty": nothing if penalty is None else tf.cast(penalty, dtype),
             "batch_size": tf.zeros([], tf.int64) if size is None else size,
             "ratio": nothing if ratio is None else tf.cast(ratio, dtype),
+            "alpha": nothing if alpha is None else tf.cast(alpha, dtype),
         }
 
 
@@ -68,6 +71,7 @@ class Measurements(NamedTuple):
             `(measured,)`.
         ratio: ‖∇P‖ / ‖∇L‖, of the gradients of penalty and loss before the
             bound, of shape `(measured,)`; NaN where a step has none.
+        alpha: α of the penalty, of shape `(measured,)`; NaN without a penalty.
     """
 
     step: np.ndarray
@@ -75,6 +79,7 @@ class Measurements(NamedTuple):
     penalty: np.ndarray
     batch_size: np.ndarray
     ratio: np.ndarray
+    alpha: np.ndarray
 
     @classmethod
     def of(cls, tensors: dict[str, np.ndarray]) -> Measurements:
@@ -82,7 +87,7 @@ class Measurements(NamedTuple):
         return cls(
             **{
                 key: np.where(is_something(values), values, np.nan)
-                if key in ("trace_by_variable", "penalty", "ratio")
+                if key in ("trace_by_variable", "penalty", "ratio", "alpha")
                 else values
                 for key, values in tensors.items()
             }
@@ -94,5 +99,6 @@ NOTHING_MEASURED = Measurements(
     np.zeros([0, 0]),
     np.zeros([0]),
     np.zeros([0], np.int64),
+    np.zeros([0]),
     np.zeros([0]),
 )

@@ -31,7 +31,7 @@ class FisherState(keras.layers.Layer):
         self.fisher_trace = self._scalar("fisher_trace", NOTHING)
         self.fisher_penalty = self._scalar("fisher_penalty", 0.0)
         self.fisher_nonfinite = self._scalar("fisher_nonfinite", 0.0, "sum")
-        self.fisher_ratio = None
+        self.fisher_ratio = self.fisher_alpha = None
         self._gradients = {}
         self._random_state = list
         # Nothing is left to build; not through `build`, after which Keras
@@ -97,6 +97,19 @@ class FisherState(keras.layers.Layer):
             *_random_state_of(layer),
         ]
 
+    def begin_penalty(self, alpha: keras.Variable | None) -> None:
+        """Forgets what was kept for another penalty.
+
+        Args:
+            alpha: α of this one, to be saved and loaded; None for nothing.
+        """
+        self.fisher_alpha = alpha
+        kept = [*self._gradients.values()]
+        if self.fisher_ratio is not None:
+            kept += [self.squared_norm, self.accumulated_squared_norm]
+        for variable in kept:
+            variable.assign(tf.zeros_like(variable))
+
     def create_gradients(
         self, layer: keras.layers.Layer, kind: str = "gradient"
     ) -> None:
@@ -133,6 +146,9 @@ class FisherState(keras.layers.Layer):
 
     def _saved(self) -> dict[str, keras.Variable]:
         variables = {v.name: v for v in self.weights}
+        if self.fisher_alpha is not None:
+            # Keras goes on tracking that of an earlier penalty.
+            variables["fisher_alpha"] = self.fisher_alpha
         for i, variable in enumerate(self._random_state()):
             variables[f"random_state_{i}"] = variable
         return variables

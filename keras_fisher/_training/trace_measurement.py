@@ -15,5 +15,8 @@ class TraceMeasurement(FisherPenalty):
     def __init__(self):
         super().__init__(alpha=0.0)
 
+    def alpha_at(self, step):
+        return 0.0  # not a variable, as what may be changed
+
     def forward(self, layer, x, *, seed=0, watch_inputs=False):
         return forward_lib.run(layer, x, differentiable=False)

@@ -109,6 +109,9 @@ class TrainFunction:
         steps = np.arange(self._count) + self._next_step
         self._last_call = _Call(steps, measured)
         self._next_step += len(steps)
+        penalty = self._model.penalty
+        if penalty is not None and penalty.alpha_moves:
+            logs = {**logs, "fisher_alpha": measured["alpha"][-1]}
         return logs
 
     def _in_graph(self, function):

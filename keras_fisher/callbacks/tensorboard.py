@@ -34,6 +34,7 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
 
     * `fisher/trace`, `fisher/penalty`, `fisher/trace_by_layer/<path>`: each
       measurement, whatever `update_freq` and `steps_per_execution` are.
+    * `fisher/alpha`: α of the penalty, if it is not one number throughout;
     * `fisher/ratio`: with a bound, ‖∇penalty‖ / ‖∇loss‖ before it, at steps
       that compute the penalty, or measure and use it again.
     * `fisher/explosion`: the largest Tr(F) so far over the first.
@@ -310,11 +311,14 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
             variables = self.model.model.trainable_variables
             self._layers = groups_of(variables, "layer")
         points = []
-        for step, traces, penalty, ratio in zip(
+        penalty = self.model.penalty
+        moves = penalty is not None and penalty.alpha_moves
+        for step, traces, penalty, ratio, alpha in zip(
             measured.step.tolist(),
             measured.trace_by_variable,
             measured.penalty,
             measured.ratio,
+            measured.alpha,
         ):
             if step % self.write_every:
                 continue
@@ -334,6 +338,8 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
                 values[tags.PENALTY] = penalty
             if not math.isnan(ratio):
                 values[tags.RATIO] = ratio
+            if moves:
+                values[tags.ALPHA] = alpha
             points.append((step, values))
         self._write_scalars(*points)
 

@@ -12,6 +12,7 @@ import tensorflow as tf
 from keras_fisher._common import checks
 from keras_fisher._common import dtypes
 from keras_fisher._common import keras_layers
+from keras_fisher._common.read_once import ReadOnce
 from keras_fisher._derivatives import gradients as gradients_lib
 from keras_fisher._derivatives.forward import Forward
 from keras_fisher._training import model_checks
@@ -29,7 +30,7 @@ from keras_fisher.penalties.base import Penalty
 
 
 @keras.saving.register_keras_serializable(package="keras_fisher")
-class FisherRegularization(keras.layers.Wrapper):
+class FisherRegularization(ReadOnce, keras.layers.Wrapper):
     """Adds the Fisher Penalty of the layers that it wraps to the loss.
 
     Around the part of a model whose outputs are logits, it works in a stock
@@ -125,6 +126,7 @@ class FisherRegularization(keras.layers.Wrapper):
             synchronization="on_read",
         )
         self.state.carry(self.seed_generator, layer)
+        self.state.begin_penalty(self.penalty.alpha_variable)
         self.step = self.add_weight(
             shape=(),
             dtype="int64",
@@ -133,6 +135,11 @@ class FisherRegularization(keras.layers.Wrapper):
             name="step",
         )
         self._trace_metric = _LastValue(self.state, _Use(self))
+
+    _instead = "Assign `penalty.alpha`, or make another `FisherRegularization`."
+
+    def _is_read_once(self, name: str) -> bool:
+        return name in ("layer", "penalty", "likelihood", "seed")
 
     def get_config(self) -> dict:
         return {
@@ -216,6 +223,7 @@ class FisherRegularization(keras.layers.Wrapper):
                 self.likelihood,
                 seed=self.seed_generator,
                 batches=1 if context is None else context.num_replicas_in_sync,
+                step=self.step,
             )
         guarded = guarded_gradient(
             tape, term.value, forward.targets, term.value

@@ -11,12 +11,13 @@ import tensorflow as tf
 
 from keras_fisher._common import dtypes
 from keras_fisher._common import keras_layers
+from keras_fisher._common.read_once import ReadOnce
 
 # Gives factor k, an `int32` scalar, for all examples.
 Factor = Callable[[tf.Tensor], tf.Tensor]
 
 
-class Likelihood:
+class Likelihood(ReadOnce):
     """Base class of predictive distributions: what outputs say of labels.
 
     The first axis of the outputs runs over examples. An example may have
@@ -55,6 +56,11 @@ class Likelihood:
             return -outputs - tf.cast(y, outputs.dtype) * tf.exp(-outputs)
     ```
     """
+
+    _instead = "Give the model another one: `model.likelihood = ...`."
+
+    def _is_read_once(self, name: str) -> bool:
+        return not name.startswith("_")
 
     # What a subclass implements.
 

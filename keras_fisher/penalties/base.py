@@ -31,16 +31,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import dataclasses
-import math
 import re
 from typing import Any
 
 import keras
+from keras.optimizers.schedules import LearningRateSchedule
 import tensorflow as tf
 
 from keras_fisher._common import checks
 from keras_fisher._common import dtypes
 from keras_fisher._common import structures
+from keras_fisher._common.read_once import ReadOnce
 from keras_fisher._derivatives import forward as forward_lib
 from keras_fisher._derivatives import gradient_norms
 from keras_fisher._derivatives import gradients as gradients_lib
@@ -49,8 +50,21 @@ from keras_fisher._derivatives.gradient_norms import Norm
 from keras_fisher._derivatives.gradient_norms import ParameterNorm
 from keras_fisher._derivatives.gradient_norms import SquaredNorms
 from keras_fisher.likelihoods.base import Likelihood
+from keras_fisher.penalties.alpha import Alpha
 
 _METHODS = ("exact", "finite_difference")
+# What a step is traced with.
+_READ_ONCE = (
+    "fraction",
+    "every",
+    "reuse",
+    "start",
+    "stop",
+    "micro_batch_size",
+    "method",
+    "exclude",
+    "bound",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,11 +85,15 @@ class Term:
     squared_norm: tf.Tensor | None = None
 
 
-class Penalty:
+class Penalty(ReadOnce):
     """Base class: a squared norm of the gradient, scaled by α.
 
     Args:
-        alpha: α, a finite number of at least 0.
+        alpha: α, a finite number of at least 0. Another number may be assigned
+            to it at any time, which takes effect at the next step. Or a
+            `keras.optimizers.schedules.LearningRateSchedule` of the optimizer
+            step, or a scalar `keras.Variable`. A gradient that is used again
+            keeps the α that it was computed with.
         fraction: Share of the batch that the penalty is computed on, in
             (0, 1]: neighbours in the batch from a random place on, one
             example at least. The expected penalty does not depend on it, the
@@ -110,7 +128,7 @@ class Penalty:
 
     def __init__(
         self,
-        alpha: float = 1.0,
+        alpha: float | LearningRateSchedule | keras.Variable = 1.0,
         *,
         fraction: float = 1.0,
         every: int = 1,
@@ -124,12 +142,6 @@ class Penalty:
     ):
         exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
         checks.number(
-            "alpha",
-            alpha,
-            lambda a: 0 <= a < math.inf,
-            "a finite number of at least 0",
-        )
-        checks.number(
             "fraction", fraction, lambda f: 0 < f <= 1, "a number in (0, 1]"
         )
         checks.integer("every", every, 1)
@@ -141,7 +153,7 @@ class Penalty:
         checks.choice("method", method, _METHODS)
         if bound is not None:
             checks.number("bound", bound, lambda c: c > 0, "above 0, or None")
-        self.alpha = float(alpha)
+        self._alpha = Alpha.of_config(alpha)
         self.fraction = float(fraction)
         self.every = int(every)
         self.reuse = bool(reuse)
@@ -152,6 +164,37 @@ class Penalty:
         self.exclude = exclude
         self.bound = None if bound is None else float(bound)
         self._excluded = [_compiled(pattern) for pattern in exclude]
+
+    _instead = (
+        "Only `alpha` may be assigned. Give the model another penalty: "
+        "`model.penalty = FisherPenalty(...)`."
+    )
+
+    def _is_read_once(self, name: str) -> bool:
+        return name in _READ_ONCE
+
+    @property
+    def alpha(self) -> float | LearningRateSchedule | keras.Variable:
+        """α: a number, or the schedule or variable that was given."""
+        return self._alpha.value
+
+    @alpha.setter
+    def alpha(self, value: float) -> None:
+        self._alpha.assign(value)
+
+    @property
+    def alpha_moves(self) -> bool:
+        """Whether α is, or has been, anything but one number."""
+        return self._alpha.moves
+
+    @property
+    def alpha_variable(self) -> keras.Variable | None:
+        """Where α is, to be saved with a model; None if it is scheduled."""
+        return self._alpha.variable()
+
+    def alpha_at(self, step: int | tf.Tensor | None) -> float | tf.Tensor:
+        """α at an optimizer step, which only a schedule has to know."""
+        return self._alpha.at(step)
 
     # Which labels, and what the norm is taken of.
 
@@ -250,6 +293,7 @@ class Penalty:
         seed: int | keras.random.SeedGenerator = 0,
         loss_scale: float | tf.Tensor | None = None,
         batches: int | tf.Tensor = 1,
+        step: int | tf.Tensor | None = None,
     ) -> Term:
         """Computes the penalty. To be called where `forward` was recorded.
 
@@ -264,13 +308,15 @@ class Penalty:
                 but in half precision.
             batches: Number of batches like this one that make up one
                 optimizer step (replicas, accumulated gradients).
+            step: The optimizer step, if α follows a schedule.
 
         Returns:
             A `Term`.
 
         Raises:
-            ValueError: If a selected variable has no gradient, or if the
-                likelihood is not for as many outputs.
+            ValueError: If a selected variable has no gradient, if the
+                likelihood is not for as many outputs, or if α follows a
+                schedule and there is no step.
         """
         likelihood.check_structure(forward.subset_outputs)
         labels = self.labels(
@@ -299,7 +345,7 @@ class Penalty:
         )
         per_trace = self.norm.scale(tf.maximum(examples, 1))
         trace = gradient_norms.total(self.norm, forward, traces)
-        scale = self.alpha * per_trace
+        scale = dtypes.times(per_trace, self.alpha_at(step))
         value = scale * trace
         if derivatives is not None:
             scale /= size
@@ -320,7 +366,7 @@ class Penalty:
 
     def get_config(self) -> dict:
         return {
-            "alpha": self.alpha,
+            "alpha": self._alpha.config(),
             "fraction": self.fraction,
             "every": self.every,
             "reuse": self.reuse,

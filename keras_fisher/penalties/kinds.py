@@ -7,6 +7,7 @@ import numbers
 from typing import Any
 
 import keras
+from keras.optimizers.schedules import LearningRateSchedule
 import tensorflow as tf
 
 from keras_fisher._common import random_draws
@@ -121,7 +122,8 @@ def get(identifier: Any) -> Penalty | None:
     """Finds the penalty that a number, a name or a config stands for.
 
     Args:
-        identifier: None; α of a `FisherPenalty`; `"fisher"`, `"gradient"`,
+        identifier: None; α of a `FisherPenalty`, a number or what else it
+            takes; `"fisher"`, `"gradient"`,
             `"uniform_label"` or `"input_gradient"`; a `Penalty` instance,
             class or serialized config.
 
@@ -133,8 +135,9 @@ def get(identifier: Any) -> Penalty | None:
     """
     if identifier is None or isinstance(identifier, Penalty):
         return identifier
-    if isinstance(identifier, numbers.Real) and not isinstance(
-        identifier, bool
+    is_number = isinstance(identifier, numbers.Real)
+    if (is_number and not isinstance(identifier, bool)) or isinstance(
+        identifier, (LearningRateSchedule, keras.Variable)
     ):
         return FisherPenalty(identifier)
     if isinstance(identifier, str) and identifier in _BY_NAME:

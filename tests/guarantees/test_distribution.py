@@ -42,6 +42,11 @@ _PENALTIES = {
     "labels reused": (GradientPenalty, {"every": 3}),
     "labels weighted": (GradientPenalty, {}),
     "fisher averaged": (FisherPenalty, {"every": 3}),
+    "labels scheduled": (
+        GradientPenalty,
+        {"alpha": keras.optimizers.schedules.PolynomialDecay(_ALPHA, 30)},
+    ),
+    "labels assigned": (GradientPenalty, {}),
     "bounded": (FisherPenalty, {"bound": 0.1}),
     "bounded reused": (FisherPenalty, {"every": 3, "bound": 0.1}),
 }
@@ -92,8 +97,8 @@ def run(kind, name, parts=None, dtype="float64", logs=None):
     keras.config.set_floatx(dtype)
     keras.config.set_dtype_policy(dtype)
     try:
-        options = {"bound": None, **options}
-        penalty = cls(_ALPHA, micro_batch_size=size, **options)
+        options = {"alpha": _ALPHA, "bound": None, **options}
+        penalty = cls(micro_batch_size=size, **options)
         likelihood = _Determined(from_logits=True)
         network = training.dense_network(6, seed=1)
         if kind != "model":
@@ -121,7 +126,10 @@ def run(kind, name, parts=None, dtype="float64", logs=None):
             epochs=2,
             shuffle=False,
             verbose=0,
-            callbacks=[FisherTensorBoard(logs)] if logs else None,
+            callbacks=[
+                *([FisherTensorBoard(logs)] if logs else []),
+                *([_Assigns()] if "assigned" in name else []),
+            ],
         )
     finally:
         keras.config.set_floatx("float32")
@@ -143,6 +151,11 @@ def _loop(model, data):
     for batch in strategy.experimental_distribute_dataset(data.repeat(2)):
         step(batch)
     model.optimizer.finalize_variable_values(model.trainable_variables)
+
+
+class _Assigns(keras.callbacks.Callback):
+    def on_epoch_begin(self, epoch, logs=None):
+        self.model.penalty.alpha = _ALPHA / (1 + epoch)
 
 
 class _Penalties(keras.callbacks.Callback):

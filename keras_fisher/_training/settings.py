@@ -1,0 +1,132 @@
+"""What decides on the steps of a model, and what happens as it is assigned.
+
+The steps are traced with it. So an assignment either has them traced again,
+takes effect without that (α), or is refused: none is ignored.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from keras_fisher._common import checks
+from keras_fisher._common import dtypes
+from keras_fisher._common.read_once import ReadOnce
+from keras_fisher._training import model_checks
+from keras_fisher._training.penalty_gradient import PenaltyGradient
+from keras_fisher._training.schedule import Schedule
+from keras_fisher._training.state import FisherState
+from keras_fisher.likelihoods.base import Likelihood
+from keras_fisher.likelihoods.lookup import is_auto
+from keras_fisher.likelihoods.lookup import of_model
+from keras_fisher.penalties import kinds
+from keras_fisher.penalties.base import Penalty
+
+
+class Settings(ReadOnce, keras.Model):
+    """A model around another, whose steps follow what is assigned to it.
+
+    Args:
+        model: The model to train.
+        penalty, likelihood, trace_every, seed: As `FisherModel` takes them.
+        **kwargs: Arguments of `keras.Model`.
+    """
+
+    def __init__(self, model, penalty, likelihood, trace_every, seed, **kwargs):
+        super().__init__(**kwargs)
+        if seed is not None:
+            checks.integer("seed", seed, 0)
+        self.model = model
+        self.seed = seed
+        self._penalty, self._trace_every = None, None
+        self.likelihood = likelihood
+        self.trace_every = trace_every
+        self.penalty = penalty
+
+    @property
+    def penalty(self) -> Penalty | None:
+        """The penalty; another one begins anew at the next step."""
+        return self._penalty
+
+    @penalty.setter
+    def penalty(self, penalty) -> None:
+        self._penalty = kinds.get(penalty)
+        self._observe()
+        if self._schedule.observes:
+            with self.distribute_strategy.scope():
+                self.state.begin_penalty(
+                    None
+                    if self._penalty is None
+                    else self._penalty.alpha_variable
+                )
+
+    @property
+    def trace_every(self) -> int | None:
+        """Tr(F) is measured every so many optimizer steps, or not by itself."""
+        return self._trace_every
+
+    @trace_every.setter
+    def trace_every(self, trace_every: int | None) -> None:
+        if trace_every is not None:
+            checks.integer("trace_every", trace_every, 1)
+        self._trace_every = trace_every
+        self._observe()
+
+    @property
+    def likelihood(self) -> Likelihood | None:
+        """p_θ(y|x), given the outputs; None until the loss is known."""
+        return self._likelihood
+
+    @likelihood.setter
+    def likelihood(self, likelihood: Any) -> None:
+        self._finds_likelihood = is_auto(likelihood)
+        self._likelihood = None
+        if not self._finds_likelihood:
+            self._likelihood = of_model(likelihood, self.model)
+        elif self.compiled:
+            self._likelihood = of_model(self.loss, self.model)
+        self._trace_again()
+
+    _instead = "Make another `FisherModel(model, penalty, seed=...)`."
+
+    def _is_read_once(self, name: str) -> bool:
+        return name in ("model", "seed")
+
+    def _observe(self) -> None:
+        """Makes room for what is measured, if anything is."""
+        with self.distribute_strategy.scope():
+            if self._schedule.observes and not hasattr(self, "state"):
+                self.seed_generator = keras.random.SeedGenerator(self.seed)
+                self.state = FisherState(
+                    dtypes.at_least_single(self.variable_dtype).name
+                )
+                self.state.carry(self.seed_generator, self.model)
+            if self.compiled:
+                self._prepare_training()
+        self._trace_again()
+
+    def _trace_again(self) -> None:
+        """The next step is as the attributes now say, also within `fit`."""
+        if getattr(self, "train_function", None) is not None:
+            self.make_train_function(force=True)
+
+    def _prepare_training(self) -> None:
+        """What a compiled model needs before its first step."""
+        if not self._schedule.observes:
+            return
+        if self._finds_likelihood:
+            self._likelihood = of_model(self.loss, self.model)
+        if self.model.built:
+            model_checks.check_trainable(self.model)
+            self._penalty_gradient.create_state()
+
+    @property
+    def _schedule(self) -> Schedule:
+        return Schedule(self.penalty, self.trace_every)
+
+    @property
+    def _penalty_gradient(self) -> PenaltyGradient:
+        return PenaltyGradient(
+            self.penalty, self.state, self.model, self.optimizer
+        )
