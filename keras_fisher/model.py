@@ -270,27 +270,25 @@ class FisherModel(Settings):
             traces = self._term(self._measurement, forward, share).traces
 
         # Gradients, with that of a penalty only if it is finite.
-        own = squared_norm = None  # of the penalty
+        own = None  # of the penalty
         if is_fresh:
             guarded = guarded_gradient(
                 tape, penalized, variables, penalty, scale
             )
-            is_usable, squared_norm = guarded.is_usable, term.squared_norm
-            if squared_norm is not None:
-                squared_norm = share.weighted(squared_norm)
+            is_usable = guarded.is_usable
             own, loss = guarded.for_optimizer(
                 loss, optimizers.skips_steps(optimizer)
             )
-            self._penalty_gradient.store(guarded, squared_norm)
+            self._penalty_gradient.store(guarded)
         elif plan.penalize == schedule.REUSED:
-            own, squared_norm = self._penalty_gradient.stored()
+            own = self._penalty_gradient.stored()
         if is_fresh and not is_apart:
             gradients = own  # which is of both
         else:
             gradients = tape.gradient(objective, variables)
             if own is not None:
                 gradients, ratio = self._penalty_gradient.added_to(
-                    gradients, own, squared_norm
+                    gradients, own
                 )
 
         # Update, metrics, logs.

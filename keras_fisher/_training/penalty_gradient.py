@@ -53,32 +53,21 @@ class PenaltyGradient:
                 for kind in _ACCUMULATED:
                     self._state.create_gradients(self._model, kind)
 
-    def store(
-        self, guarded: GuardedGradient, squared_norm: tf.Tensor | None
-    ) -> None:
+    def store(self, guarded: GuardedGradient) -> None:
         """Keeps it for the steps to come, if they use it again."""
-        if not self._penalty.stores_gradient:
-            return
-        guarded.store(self._state.gradients(self._model))
-        if self._penalty.bound is not None and squared_norm is not None:
-            self._state.squared_norm.assign(squared_norm)
+        if self._penalty.stores_gradient:
+            guarded.store(self._state.gradients(self._model))
 
-    def stored(self) -> tuple[Gradients, tf.Tensor | None]:
-        """What was kept: the gradient, with loss scale, and ‖ĝ‖²."""
+    def stored(self) -> Gradients:
+        """What was kept, with loss scale."""
         scale = self._optimizer.scale_loss(1.0)
-        gradients = [
+        return [
             dtypes.times(tf.convert_to_tensor(variable), scale)
             for variable in self._state.gradients(self._model)
         ]
-        if self._penalty.bound is None or not self._penalty.is_of_parameters:
-            return gradients, None
-        return gradients, tf.convert_to_tensor(self._state.squared_norm)
 
     def added_to(
-        self,
-        loss: Gradients,
-        penalty: Gradients,
-        squared_norm: tf.Tensor | None,
+        self, loss: Gradients, penalty: Gradients
     ) -> tuple[Gradients, tf.Tensor | None]:
         """What a replica hands to the optimizer.
 
@@ -86,7 +75,6 @@ class PenaltyGradient:
             loss: Its part of the gradient of the loss, with loss scale.
             penalty: Its gradient of the penalty, whose mean over replicas
                 counts; with loss scale.
-            squared_norm: ‖ĝ‖², likewise; None if the bound goes without.
 
         Returns:
             The gradients, and ‖∇P‖ / ‖∇L‖ if there is a bound.
@@ -96,7 +84,7 @@ class PenaltyGradient:
         return bounded_sum(
             loss,
             penalty,
-            squared_norm,
+            self._state.loss_norm,
             self._penalty.bound,
             self._optimizer.scale_loss(1.0),
             self._accumulated(),
@@ -113,7 +101,6 @@ class PenaltyGradient:
         return Accumulated(
             loss,
             penalty,
-            self._state.accumulated_squared_norm,
             steps,
             optimizers.ends_step(self._optimizer),
         )

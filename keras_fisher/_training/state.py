@@ -104,10 +104,7 @@ class FisherState(keras.layers.Layer):
             alpha: α of this one, to be saved and loaded; None for nothing.
         """
         self.fisher_alpha = alpha
-        kept = [*self._gradients.values()]
-        if self.fisher_ratio is not None:
-            kept += [self.squared_norm, self.accumulated_squared_norm]
-        for variable in kept:
+        for variable in self._gradients.values():
             variable.assign(tf.zeros_like(variable))
 
     def create_gradients(
@@ -138,11 +135,8 @@ class FisherState(keras.layers.Layer):
         """Makes room for what a bound goes by."""
         if self.fisher_ratio is None:
             self.fisher_ratio = self._scalar("fisher_ratio", NOTHING)
-            # ‖ĝ‖² of the stored gradient, and of accumulated batches.
-            self.squared_norm = self._scalar("squared_norm", 0.0)
-            self.accumulated_squared_norm = self._scalar(
-                "accumulated_squared_norm", 0.0
-            )
+            # The mean of ‖∇L‖.
+            self.loss_norm = self._scalar("loss_norm", NOTHING)
 
     def _saved(self) -> dict[str, keras.Variable]:
         variables = {v.name: v for v in self.weights}

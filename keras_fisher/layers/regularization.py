@@ -17,7 +17,6 @@ from keras_fisher._derivatives import gradients as gradients_lib
 from keras_fisher._derivatives.forward import Forward
 from keras_fisher._training import model_checks
 from keras_fisher._training import schedule
-from keras_fisher._training.bounded_sum import longest
 from keras_fisher._training.bounded_sum import shortening
 from keras_fisher._training.guarded_gradient import GuardedGradient
 from keras_fisher._training.guarded_gradient import guarded_gradient
@@ -252,10 +251,8 @@ class FisherRegularization(ReadOnce, keras.layers.Wrapper):
             return guarded
         of_layer = guarded.gradients[: len(self.layer.trainable_variables)]
         length = gradients_lib.norm(of_layer)
-        factor = shortening(
-            length, longest(self.penalty.bound, squared_norm, length.dtype)
-        )
-        return guarded.times(factor)
+        own = tf.cast(tf.sqrt(squared_norm), length.dtype)
+        return guarded.times(shortening(length, self.penalty.bound * own))
 
 
 class _Use:

@@ -118,10 +118,10 @@ class Penalty(ReadOnce):
         exclude: Regular expressions. Variables whose path one of them is
             found in (`re.search`) are left out of the norm.
         bound: c, a number above 0. The penalty moves the parameters by
-            min(1, c min(‖∇L‖, ‖ĝ‖) / ‖∇P‖) ∇P, whose length is at most c times
-            that of the gradient of the loss, and of ĝ, which dies away with
-            the penalty. So a large α does no harm. None for ∇P itself, the
-            paper's penalty.
+            min(1, c min(‖∇L‖, m) / ‖∇P‖) ∇P, whose length is at most c times
+            that of the gradient of the loss, and of the mean m of that length
+            over the last hundred steps or so. So a large α does no harm. None
+            for ∇P itself, the paper's penalty.
     """
 
     name: str  # how `get` finds the class

@@ -1,6 +1,6 @@
 """A bounded penalty moves the weights as a loop in double precision does.
 
-∇L + min(1, c min(‖∇L‖, ‖ĝ‖) / ‖∇P‖) ∇P
+∇L + min(1, c min(‖∇L‖, m) / ‖∇P‖) ∇P, m the running mean of ‖∇L‖
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from keras_fisher import InputGradientPenalty
 from keras_fisher import likelihoods
 from keras_fisher.layers import FisherRegularization
 
-# Keras rounds functional models' inputs to single precision.
-_X = training.X[:48]
+# Keras rounds functional models' inputs to single precision. Longer in some
+# batches, so that the loss is steeper at some steps.
+_X = training.X[:48] * np.repeat([1, 1, 3, 1, 2, 1], 8)[:, None]
 _Y = training.Y[:48]
 _BATCH, _EPOCHS, _RATE = 8, 3, 0.125
 
@@ -47,10 +48,7 @@ def _double_precision():
 
 
 def _network():
-    """So sure of some labels that ‖ĝ‖ is the shorter at some steps."""
-    network = training.dense_network(6, seed=1)
-    network.layers[-1].kernel.assign(2 * network.layers[-1].kernel)
-    return network
+    return training.dense_network(6, seed=1)
 
 
 def _loss(y, outputs):
@@ -69,7 +67,7 @@ def _squared_gradient(network, x, y):
 
 
 def _penalty(network, penalty, x, y):
-    """P / α and its gradient; the former is ‖ĝ‖², if it is of parameters."""
+    """The gradient of P."""
     variables = [v.value for v in network.trainable_variables]
     with tf.GradientTape() as tape:
         if isinstance(penalty, InputGradientPenalty):
@@ -91,7 +89,7 @@ def _penalty(network, penalty, x, y):
                 square += b**2 * _squared_gradient(network, x[part], labels)
             square /= len(x) ** 2
     gradients = tape.gradient(square, variables)
-    return float(square), [penalty.alpha * g.numpy() for g in gradients]
+    return [penalty.alpha * g.numpy() for g in gradients]
 
 
 def _norm(gradients):
@@ -102,16 +100,16 @@ def _train_by_hand(network, penalty, accumulation=1, clipnorm=None):
     """Trains by plain SGD.
 
     Returns:
-        ‖∇P‖ / ‖∇L‖, the factor, and whether ‖ĝ‖ < ‖∇L‖, for each step.
+        ‖∇P‖ / ‖∇L‖, the factor, and whether m < ‖∇L‖, for each step.
     """
     said = []
-    stored, square = None, None
+    stored = mean = None
     batches = [
         slice(b, b + _BATCH) for b in range(0, len(_X), _BATCH)
     ] * _EPOCHS
     for step in range(len(batches) // accumulation):
         of_step = batches[step * accumulation : (step + 1) * accumulation]
-        losses, own, squares = [], [], []
+        losses, own = [], []
         for batch in of_step:
             x = tf.constant(_X[batch], tf.float64)
             variables = [v.value for v in network.trainable_variables]
@@ -119,24 +117,18 @@ def _train_by_hand(network, penalty, accumulation=1, clipnorm=None):
                 loss = _loss(_Y[batch], network(x))
             losses.append([g.numpy() for g in tape.gradient(loss, variables)])
             if step % penalty.every == 0:
-                square, stored = _penalty(network, penalty, x, _Y[batch])
+                stored = _penalty(network, penalty, x, _Y[batch])
                 # Their sum over the batches has the variance of more labels.
-                square, stored = (
-                    square / accumulation,
-                    [g / accumulation for g in stored],
-                )
+                stored = [g / accumulation for g in stored]
             own.append(stored)
-            squares.append(square)
         loss, own = (
             [sum(gs) / accumulation for gs in zip(*of_batches)]
             for of_batches in (losses, own)
         )
-        limits = [_norm(loss)]
-        if not isinstance(penalty, InputGradientPenalty):
-            limits.append(np.sqrt(np.mean(squares)))
-        factor = min(1.0, penalty.bound * min(limits) / _norm(own))
-        ratio = _norm(own) / _norm(loss)
-        said.append((ratio, factor, limits[-1] < limits[0]))
+        norm = _norm(loss)
+        mean = norm if mean is None else 0.99 * mean + 0.01 * norm
+        factor = min(1.0, penalty.bound * min(norm, mean) / _norm(own))
+        said.append((_norm(own) / norm, factor, mean < norm))
         total = [a + factor * b for a, b in zip(loss, own)]
         if clipnorm is not None:
             shrink = min(1.0, clipnorm / _norm(total))
@@ -186,7 +178,7 @@ def _assert_by_hand(model, network, rtol=1e-10, atol=1e-12):
 
 _SETTINGS = {
     "fresh": (FisherPenalty(30.0, bound=0.7), {}),
-    "half": (FisherPenalty(0.04, bound=0.2), {}),
+    "half": (FisherPenalty(0.2, bound=0.2), {}),
     "reused": (FisherPenalty(30.0, every=3, bound=0.7), {}),
     "accumulated": (
         FisherPenalty(30.0, bound=0.7),
@@ -231,9 +223,9 @@ def test_weights_equal_those_of_a_loop(name, mode):
         options.get("global_clipnorm"),
     )
     _assert_by_hand(model, network)
-    ratios, factors, by_own = said.T
+    ratios, factors, by_mean = said.T
     if name == "fresh":  # now the one, now the other
-        assert 0 < by_own.mean() < 1, by_own
+        assert 0 < by_mean.mean() < 1, by_mean
     # The bound matters, but where it is said not to.
     assert (factors < 1).any() == (name != "no bound in reach"), factors
     if "half" in name:
@@ -362,7 +354,9 @@ def test_the_layer_is_bounded_by_the_gradient_that_it_sees(every):
             loss = _loss(_Y[batch], by_hand(x))
         gradients = [g.numpy() for g in tape.gradient(loss, variables)]
         if step % every == 0:
-            square, own = _penalty(by_hand, penalty, x, _Y[batch])
+            labels = _drawn(by_hand(x))
+            square = float(_squared_gradient(by_hand, x, labels))
+            own = _penalty(by_hand, penalty, x, _Y[batch])
             factor = min(1.0, 0.7 * np.sqrt(square) / _norm(own))
             assert factor < 1
             own = [factor * g for g in own]
