@@ -29,6 +29,7 @@ from keras_fisher._training.measurements import NOTHING_MEASURED
 from keras_fisher._training.measurements import Measurements
 from keras_fisher._training.measurements import Observed
 from keras_fisher._training.memorization import MemorizationAccuracy
+from keras_fisher._training.raw_data import RawData
 from keras_fisher._training.replicas import Share
 from keras_fisher._training.schedule import Plan
 from keras_fisher._training.settings import Settings
@@ -37,7 +38,7 @@ from keras_fisher._training.train_function import TrainFunction
 
 
 @keras.saving.register_keras_serializable(package="keras_fisher")
-class FisherModel(Settings):
+class FisherModel(Settings, RawData):
     """Trains a model while measuring, and penalizing, its Fisher information.
 
     The trace of the Fisher Information Matrix,
@@ -203,6 +204,9 @@ class FisherModel(Settings):
             self.optimizer.iterations,
         )
         return logs
+
+    def predict_step(self, data):
+        return self.model.predict_step(data)
 
     def test_step(self, data):
         logs = super().test_step(data)

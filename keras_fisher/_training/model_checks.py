@@ -13,6 +13,24 @@ from keras_fisher._common import structures
 from keras_fisher.likelihoods import output_checks
 from keras_fisher.likelihoods.base import Likelihood
 
+# What Keras or a user calls of a `FisherModel`, and it does without the wrapped
+# model's own; `predict_step` is called.
+_OURS = (
+    "fit",
+    "evaluate",
+    "predict",
+    "train_step",
+    "test_step",
+    "train_on_batch",
+    "test_on_batch",
+    "predict_on_batch",
+    "compute_loss",
+    "compute_metrics",
+    "make_train_function",
+    "make_test_function",
+    "make_predict_function",
+)
+
 
 def check_wrappable(model: Any) -> None:
     """Raises a `ValueError` unless a step of ours can train it."""
@@ -22,20 +40,25 @@ def check_wrappable(model: Any) -> None:
             f"{model!r} of type {type(model).__name__}. Put layers into a "
             "`keras.Sequential` first."
         )
-    own = [
-        name
-        for name in ("train_step", "compute_loss")
-        if getattr(type(model), name) is not getattr(keras.Model, name)
-    ]
+    own = [name for name in _OURS if _is_overridden(type(model), name)]
     if own:
         raise ValueError(
-            "`FisherModel` trains with its own step, so that the "
-            f"`{'` and `'.join(own)}` of {type(model).__name__} would have no "
-            "effect. Wrap the network inside of it, or use "
+            "`FisherModel` trains, evaluates and predicts by itself, so that "
+            f"the `{'` and `'.join(own)}` of {type(model).__name__} would have "
+            "no effect. Wrap the network inside of it, or use "
             "`keras_fisher.layers.FisherRegularization`, which works in a "
             "training step that calls the model with `training=True` and adds "
             "`self.losses` to the loss."
         )
+
+
+def _is_overridden(cls: type, name: str) -> bool:
+    """Whether a method is one that `FisherModel` does not heed."""
+    owner = next(base for base in cls.__mro__ if name in base.__dict__)
+    if owner.__module__.partition(".")[0] == "keras":
+        return False
+    # It maps its preprocessing over the data, and so does `FisherModel`.
+    return "preprocess_samples" not in owner.__dict__
 
 
 def check_trainable(network: keras.Model) -> None:

@@ -1,0 +1,160 @@
+"""A wrapped model that preprocesses its data is given what it takes itself."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+import training
+
+from keras_fisher import FisherModel
+
+_X, _Y = training.X[:24], training.Y[:24]
+_WEIGHTS = np.linspace(0.5, 2.0, 24).astype("float32")
+
+
+class Pipeline(keras.Model):
+    """Maps its preprocessing over data, as tasks of KerasHub do."""
+
+    def preprocess_samples(self, x, y=None, sample_weight=None):
+        # Of other shapes than the network's inputs.
+        x = tf.concat([x, tf.square(x)], axis=-1) / 4
+        y = None if y is None else (y + 1) % 3
+        return keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
+
+    def fit(self, x, y=None, batch_size=None, sample_weight=None, **kwargs):
+        data = x
+        if y is not None:
+            data = tf.data.Dataset.from_tensor_slices(
+                keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
+            ).batch(batch_size or 32)
+        return super().fit(data.map(self.preprocess_samples), **kwargs)
+
+    def evaluate(self, x, y=None, **kwargs):
+        return super().evaluate(*self.preprocess_samples(x, y), **kwargs)
+
+    def predict(self, x, **kwargs):
+        return super().predict(self.preprocess_samples(x), **kwargs)
+
+
+def _task():
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((12,))
+    hidden = keras.layers.Dense(5, activation="tanh")(inputs)
+    return Pipeline(inputs, keras.layers.Dense(3)(hidden))
+
+
+def _data(kind):
+    if kind == "arrays":
+        return {"x": _X, "y": _Y, "batch_size": 8}
+    if kind == "weighted":
+        return {
+            "x": _X,
+            "y": _Y,
+            "batch_size": 8,
+            "sample_weight": _WEIGHTS,
+        }
+    return {"x": tf.data.Dataset.from_tensor_slices((_X, _Y)).batch(8)}
+
+
+@pytest.mark.parametrize("kind", ["arrays", "weighted", "dataset"])
+@pytest.mark.parametrize("trace_every", [None, 1])
+def test_training_is_that_of_the_model_itself(kind, trace_every):
+    task, wrapped = _task(), _task()
+    model = training.compiled(FisherModel(wrapped, trace_every=trace_every))
+    training.compiled(task)
+    history = model.fit(**_data(kind), epochs=2, verbose=0).history
+    expected = task.fit(**_data(kind), epochs=2, verbose=0).history
+    training.assert_equal(wrapped.get_weights(), task.get_weights())
+    assert history["loss"] == expected["loss"]
+    assert model.evaluate(_X, _Y, verbose=0) == task.evaluate(_X, _Y, verbose=0)
+    outputs = task.predict(_X, verbose=0)
+    np.testing.assert_array_equal(model.predict(_X, verbose=0), outputs)
+    np.testing.assert_allclose(model.predict_on_batch(_X), outputs, 1e-6)
+    np.testing.assert_allclose(
+        model.predict(tf.data.Dataset.from_tensor_slices(_X).batch(5)),
+        outputs,
+        1e-6,
+    )
+
+
+@pytest.mark.parametrize("validation", ["split", "arrays", "dataset"])
+def test_validation_data_are_preprocessed_once(validation):
+    task = _task()
+    model = training.compiled(FisherModel(task))
+    arguments = {
+        "split": {"validation_split": 0.25},
+        "arrays": {"validation_data": (_X[18:], _Y[18:])},
+        "dataset": {
+            "validation_data": tf.data.Dataset.from_tensors((_X[18:], _Y[18:]))
+        },
+    }[validation]
+    count = 24 if validation != "split" else 18
+    x, y = (_X, _Y) if validation == "split" else (_X[:count], _Y[:count])
+    history = model.fit(x, y, epochs=2, verbose=0, **arguments).history
+    loss, accuracy = model.evaluate(_X[18:], _Y[18:], verbose=0)
+    np.testing.assert_allclose(history["val_loss"][-1], loss, 1e-6)
+    assert history["val_accuracy"][-1] == accuracy
+    expected = training.compiled(_task())
+    expected.fit(_X[:count], _Y[:count], epochs=2, verbose=0)
+    training.assert_equal(task.get_weights(), expected.get_weights())
+
+
+def test_single_batches_are_preprocessed():
+    task, expected = _task(), training.compiled(_task())
+    model = training.compiled(FisherModel(task))
+    logs = model.train_on_batch(_X, _Y, _WEIGHTS, return_dict=True)
+    x, y = expected.preprocess_samples(_X, _Y)
+    other = expected.train_on_batch(x, y, _WEIGHTS, return_dict=True)
+    np.testing.assert_allclose(logs["loss"], other["loss"], 1e-6)
+    training.assert_equal(task.get_weights(), expected.get_weights())
+    np.testing.assert_allclose(
+        model.test_on_batch(_X, _Y), expected.test_on_batch(x, y), 1e-6
+    )
+
+
+def test_data_that_cannot_be_preprocessed_are_refused():
+    model = training.compiled(FisherModel(_task()))
+    batches = ((_X[:8], _Y[:8]) for _ in range(3))
+    with pytest.raises(
+        ValueError, match="preprocesses its data, which takes arrays"
+    ):
+        model.fit(batches, verbose=0)
+
+
+class Halves(keras.Sequential):
+    def predict_step(self, data):
+        return super().predict_step(data) / 2
+
+
+def test_predict_step_of_the_model_is_called():
+    network = Halves(training.dense_network(6).layers)
+    model = training.compiled(FisherModel(network))
+    np.testing.assert_allclose(
+        model.predict(_X, verbose=0), network(_X) / 2, 1e-5, 1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "fit",
+        "evaluate",
+        "predict",
+        "train_step",
+        "test_step",
+        "train_on_batch",
+        "test_on_batch",
+        "predict_on_batch",
+        "compute_loss",
+        "compute_metrics",
+        "make_train_function",
+        "make_test_function",
+        "make_predict_function",
+    ],
+)
+def test_other_methods_of_its_own_are_refused_by_name(name):
+    cls = type("Own", (keras.Sequential,), {name: lambda *_, **__: None})
+    with pytest.raises(ValueError, match=f"`{name}` of Own would have no"):
+        FisherModel(cls([keras.layers.Dense(3)]))
