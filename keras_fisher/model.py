@@ -265,13 +265,13 @@ class FisherModel(Settings, RawData):
             loss = self.compute_loss(x, y, forward.outputs, sample_weight)
             objective = optimizer.scale_loss(tf.reduce_sum(loss))
             if is_fresh:
-                term = self._term(self.penalty, forward, share, label_of(y))
+                term = self._term(self.penalty, forward, share, y)
                 penalty, traces = share.weighted(term.value), term.traces
                 penalized = optimizer.scale_loss(penalty)
                 if not is_apart:
                     penalized = objective + share.in_loss(penalized, objective)
         if plan.measure and traces is None:
-            traces = self._term(self._measurement, forward, share).traces
+            traces = self._term(self._measurement, forward, share, y).traces
 
         # Gradients, with that of a penalty only if it is finite.
         own = None  # of the penalty
@@ -304,12 +304,12 @@ class FisherModel(Settings, RawData):
             traces, penalty, is_usable, share.batch_size, ratio
         )
 
-    def _term(self, penalty, forward, share: Share, y=None) -> penalties.Term:
+    def _term(self, penalty, forward, share: Share, y) -> penalties.Term:
         """A penalty on this replica's batch."""
         return penalty(
             forward,
             self.likelihood,
-            y,
+            label_of(y),
             seed=self.seed_generator,
             loss_scale=self.optimizer.scale_loss(1.0),
             batches=share.batches,

@@ -53,7 +53,8 @@ class Batch:
         recording: The forward pass.
         outputs: Its outputs, in 32 bits or more as scores are wanted.
         likelihood: Of the outputs.
-        y: Labels of the data set, or None.
+        y: Labels of the data set, or None; of examples that are there twice
+            as well.
         size: Number of examples, a tensor if it is not known. There may be
             some behind them, which are to be drawn labels for once more.
         rows: Positions of the examples that are behind them once more, or
@@ -73,10 +74,17 @@ class Batch:
     position: tf.Tensor
     draws: int
 
+    @property
+    def mask(self) -> Any:
+        """Masks of the positions that count, or None."""
+        return self.likelihood.visible(
+            self.y, self.outputs, self.recording.mask
+        )
+
     def score(self, labels: Any) -> tf.Tensor:
         """The cotangent of -log p of labels, of the shape of all outputs."""
         return structures.join(
-            self.likelihood.score(labels, self.outputs, self.recording.mask)
+            self.likelihood.score(labels, self.outputs, self.mask)
         )
 
     def drawn(self, k: tf.Tensor) -> Any:
@@ -116,7 +124,7 @@ class Batch:
             structures.apply(lambda t: tf.gather(t, self.rows), labels),
             structures.apply(behind, self.outputs),
             self._seed(1),
-            structures.apply(behind, self.recording.mask),
+            structures.apply(behind, self.mask),
         )
 
 
@@ -131,9 +139,7 @@ def _of_given_labels(batch: Batch) -> tf.Tensor:
 
 
 def _of_all_labels(batch: Batch) -> tf.Tensor:
-    count, factor = batch.likelihood.fisher_factors(
-        batch.outputs, batch.recording.mask
-    )
+    count, factor = batch.likelihood.fisher_factors(batch.outputs, batch.mask)
     return _sum_over(
         lambda k: structures.join(factor(k)), count, batch.recording
     )

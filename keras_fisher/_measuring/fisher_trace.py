@@ -85,7 +85,9 @@ def fisher_trace(
         x: A batch or a longer array of inputs (or a list or dict of arrays),
             or a batched `tf.data.Dataset` of `x`, `(x, y)` or
             `(x, y, sample_weight)`, which is read once. Weights are not used.
-        y: Labels, for `"empirical"`, if x is not a data set.
+        y: Labels, if x is not a data set: for `"empirical"`, and for
+            likelihoods that leave out positions without a label
+            (`ignore_class`), which count if no labels are given.
         estimator: See the table.
         num_samples: Draws of ŷ for each example.
         by: `"total"`; `"layer"` or `"variable"` for a dict by their paths,
@@ -153,7 +155,7 @@ def fisher_trace(
     draws = num_samples if row.draws_labels else 1
     sums, position = Sums(model.trainable_variables, by), 0
     for inputs, labels, _ in batches:
-        labels = _given(labels, estimator) if row.reads_labels else None
+        labels = _wanted(labels, row, likelihood)
         with function_cache.in_graphs():
             values, pairs, size = measure(inputs, labels, seed, position, draws)
         sums.add(values, pairs, size)
@@ -269,7 +271,7 @@ class _Measure:
         def measure(x, y, seed, position):
             size, rows = batches_lib.size_of(x), None
             if with_pairs:
-                x, rows = _with_pairs(x, seed)
+                (x, y), rows = _with_pairs((x, y), seed)
             recording = record(x)
             if not self._estimator.by_example:
                 size = recording.size
@@ -327,15 +329,29 @@ def _with_pairs(x: Any, seed: tf.Tensor) -> tuple[Any, tf.Tensor]:
     # Drawn with a seed that no labels are drawn with.
     rows = random_draws.permutation(size, seed - 1)[:count]
     return keras.tree.map_structure(
-        lambda t: tf.concat([t, tf.gather(t, rows)], axis=0), x
+        lambda t: (
+            None if t is None else tf.concat([t, tf.gather(t, rows)], axis=0)
+        ),
+        x,
     ), rows
 
 
-def _given(y: Any, estimator: str) -> tf.Tensor:
+def _wanted(
+    y: Any, estimator: estimators.Estimator, likelihood: Likelihood
+) -> Any:
+    """Labels for the estimator, or to see where there are none."""
     y = noisy_targets.label_of(y)
+    if estimator.reads_labels:
+        return _given(y)
+    if not likelihood.reads_labels:
+        return None
+    return structures.apply(tf.convert_to_tensor, y)
+
+
+def _given(y: Any) -> Any:
     if y is None:
         raise ValueError(
-            f"`estimator={estimator!r}` takes the gradients with the labels of "
+            '`estimator="empirical"` takes the gradients with the labels of '
             "the data set, but no `y` was given. Pass `y`, or use "
             '`estimator="monte_carlo"`, which draws labels from the model.'
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
+from keras_fisher._common import keras_layers
 from keras_fisher._common import noisy_targets
 from keras_fisher.likelihoods.base import Likelihood
 
@@ -17,7 +18,8 @@ class MemorizationAccuracy:
     * `recovered_accuracy`: over noisy examples, on their true labels.
 
     Unweighted, like metrics that Keras gets as `metrics=`. A group without an
-    example has accuracy 0, as a `keras.metrics.Mean` of nothing.
+    example has accuracy 0, as a `keras.metrics.Mean` of nothing. Positions that
+    have no label, or that a Keras mask hides, do not count.
     """
 
     def __init__(self):
@@ -55,16 +57,18 @@ class MemorizationAccuracy:
                 f"Received outputs of the structure: {outputs}. Give each "
                 "output its labels, and count what is memorized by metrics."
             )
-        is_correct = (likelihood or Likelihood()).is_correct
-        given = is_correct(y[noisy_targets.LABEL], outputs)
+        likelihood = likelihood or Likelihood()
+        given, counts = _correct(likelihood, y[noisy_targets.LABEL], outputs)
         noisy = _like(tf.cast(y[noisy_targets.IS_NOISY], given.dtype), given)
         updates = {
-            "clean_accuracy": (given, 1 - noisy),
-            "noisy_accuracy": (given, noisy),
+            "clean_accuracy": (given, counts * (1 - noisy)),
+            "noisy_accuracy": (given, counts * noisy),
         }
         if noisy_targets.TRUE_LABEL in y:
-            recovered = is_correct(y[noisy_targets.TRUE_LABEL], outputs)
-            updates["recovered_accuracy"] = (recovered, noisy)
+            recovered, counts = _correct(
+                likelihood, y[noisy_targets.TRUE_LABEL], outputs
+            )
+            updates["recovered_accuracy"] = (recovered, counts * noisy)
         for name, (correct, weight) in updates.items():
             self._means[name].update_state(correct, sample_weight=weight)
         return {name: self._means[name].result() for name in updates}
@@ -72,6 +76,17 @@ class MemorizationAccuracy:
     def reset_state(self) -> None:
         for mean in self._means.values():
             mean.reset_state()
+
+
+def _correct(
+    likelihood: Likelihood, y: tf.Tensor, outputs: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Whether labels are those predicted, and whether they count: 0 or 1."""
+    correct = likelihood.is_correct(y, outputs)
+    mask = likelihood.visible(y, outputs, keras_layers.mask_of(outputs))
+    if mask is None:
+        return correct, tf.ones_like(correct)
+    return correct, _like(tf.cast(mask, correct.dtype), correct)
 
 
 def _like(flags: tf.Tensor, values: tf.Tensor) -> tf.Tensor:

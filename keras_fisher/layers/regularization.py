@@ -113,6 +113,14 @@ class FisherRegularization(ReadOnce, keras.layers.Wrapper):
                 f"penalty={penalty!r}. Use `FisherModel` for the others."
             )
         self.likelihood = of_model(likelihood, layer)
+        if self.likelihood.reads_labels:
+            raise ValueError(
+                "A layer does not see the labels of the data set, so it "
+                "cannot leave out positions that have none. Received: "
+                f"likelihood={self.likelihood}. Leave out `ignore_class`, and "
+                "hide these positions by a Keras mask "
+                "(`keras.layers.Masking`), or use `FisherModel`."
+            )
         if seed is not None:
             checks.integer("seed", seed, 0)
         self.seed = seed

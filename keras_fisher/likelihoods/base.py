@@ -36,6 +36,8 @@ class Likelihood(ReadOnce):
       `constrains_operations` and `check_operation`, if it is known what
       computes others;
     * `check_labels` and `is_correct`, if labels are not classes by index;
+    * `has_label`, with `reads_labels = True`, if some positions of the data
+      have no label;
     * `get_config`, if it has arguments,
 
     and is registered with `keras.saving.register_keras_serializable`, to be
@@ -159,6 +161,22 @@ class Likelihood(ReadOnce):
         """
         return self.sample(outputs, seed)
 
+    def has_label(self, y: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor | None:
+        """Which positions have a label, by what stands there in the data.
+
+        The others, as padding, are no part of their example: they are left
+        out like those that a Keras mask hides.
+
+        Args:
+            y: Labels of the data set.
+            outputs: Model outputs, of shape `(batch, ...)`.
+
+        Returns:
+            Boolean, of the shape of the positions; None if all have one.
+        """
+        return None
+
+    reads_labels = False  # whether `has_label` may be false
     constrains_outputs = False  # whether `check` may refuse outputs
     constrains_operations = False  # whether `check_operation` may
     takes_several_outputs = False  # as a list or dict
@@ -233,7 +251,7 @@ class Likelihood(ReadOnce):
             Tensor of shape `(batch,)`, `float32` or the wider dtype of
             `outputs`.
         """
-        each = -self.log_probability(y, outputs)
+        each = -self.log_probability(_without_nan(y, mask), outputs)
         if mask is not None:
             mask = tf.cast(keras_layers.aligned_mask(mask, each), each.dtype)
             # Whatever is at hidden positions, NaN included.
@@ -264,6 +282,27 @@ class Likelihood(ReadOnce):
         if weights is not None:
             weights = tf.cast(weights, loss.dtype)
         return tape.gradient(loss, outputs, output_gradients=weights)
+
+    def visible(self, y: Any, outputs: Any, mask: Any = None) -> Any:
+        """The mask of the positions that count.
+
+        Args:
+            y: Labels of the data set; None if they are not known.
+            outputs: Model outputs, of shape `(batch, ...)`.
+            mask: Keras mask of the outputs, or None.
+
+        Returns:
+            Boolean mask of those that neither that hides nor `has_label`, as
+            `negative_log_likelihood` takes it; None if there is nothing to
+            hide.
+        """
+        labelled = None
+        if self.reads_labels and y is not None:
+            labelled = self.has_label(y, outputs)
+        if labelled is None or mask is None:
+            return mask if labelled is None else labelled
+        mask = keras_layers.aligned_mask(tf.cast(mask, tf.bool), labelled)
+        return labelled & mask
 
     def parts(self, outputs: Any, *others: tuple[str, Any]) -> list[tuple]:
         """What is drawn with a seed of its own, here all of it.
@@ -341,6 +380,20 @@ class Likelihood(ReadOnce):
     def __repr__(self) -> str:
         arguments = ", ".join(f"{k}={v}" for k, v in self.get_config().items())
         return f"{type(self).__name__}({arguments})"
+
+
+def _without_nan(y: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
+    """Labels, with zeros at hidden positions, where NaN would have spread.
+
+    A derivative there is 0, which times NaN is NaN.
+    """
+    if mask is None:
+        return y
+    y = tf.convert_to_tensor(y)
+    if not y.dtype.is_floating or y.shape.rank < mask.shape.rank:
+        return y
+    mask = keras_layers.aligned_mask(tf.cast(mask, tf.bool), y)
+    return tf.where(mask, y, tf.zeros_like(y))
 
 
 # What several of the distributions share.

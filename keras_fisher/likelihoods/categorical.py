@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_fisher._common import checks
 from keras_fisher._common import dtypes
 from keras_fisher._common import random_draws
 from keras_fisher.likelihoods.base import Factor
@@ -27,10 +28,19 @@ class Categorical(Likelihood):
 
     Args:
         from_logits: Whether outputs are logits rather than probabilities.
+        ignore_class: Class index that stands, in the data, where there is no
+            label (padding): such positions do not count. The model may draw
+            it elsewhere, if it is one of its classes.
     """
 
-    def __init__(self, from_logits: bool = True):
+    def __init__(
+        self, from_logits: bool = True, ignore_class: int | None = None
+    ):
+        if ignore_class is not None:
+            checks.integer("ignore_class", ignore_class, -math.inf, "or None")
+            ignore_class = int(ignore_class)
         self.from_logits = bool(from_logits)
+        self.ignore_class = ignore_class
 
     def _log_probabilities(self, outputs: tf.Tensor) -> tf.Tensor:
         outputs = dtypes.precise(outputs)
@@ -125,12 +135,24 @@ class Categorical(Likelihood):
 
         return positions * (classes - 1), factor
 
+    @property
+    def reads_labels(self) -> bool:
+        return self.ignore_class is not None
+
+    def has_label(self, y: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor | None:
+        if _is_dense(y, outputs):
+            return None
+        y = tf.reshape(tf.cast(y, tf.int64), tf.shape(outputs)[:-1])
+        return y != self.ignore_class
+
     def check_labels(self, y: Any, classes: int) -> None:
-        if (
-            not isinstance(y, np.ndarray)
-            or not np.issubdtype(y.dtype, np.integer)
-            or y.size == 0
+        if not isinstance(y, np.ndarray) or not np.issubdtype(
+            y.dtype, np.integer
         ):
+            return
+        if self.ignore_class is not None:
+            y = y[y != self.ignore_class]
+        if y.size == 0:
             return
         if y.min() < 0 or y.max() >= classes:
             raise ValueError(
@@ -178,7 +200,10 @@ class Categorical(Likelihood):
             )
 
     def get_config(self) -> dict:
-        return {"from_logits": self.from_logits}
+        return {
+            "from_logits": self.from_logits,
+            "ignore_class": self.ignore_class,
+        }
 
 
 # What may compute probabilities without a softmax, and little else: only then

@@ -121,6 +121,18 @@ class Joint(Likelihood):
             },
         )
 
+    @property
+    def reads_labels(self) -> bool:
+        return any(each.reads_labels for each in self.likelihoods if each)
+
+    def visible(self, y, outputs, mask=None):
+        masks = [None] * len(self.likelihoods)
+        for k, each, output, label, hidden in self.parts(
+            outputs, ("labels", y), ("masks", mask)
+        ):
+            masks[k] = each.visible(label, output, hidden)
+        return masks
+
     def fisher_factors(self, outputs, mask=None):
         count, blocks = 0, []
         for k, each, output, hidden in self.parts(outputs, ("masks", mask)):

@@ -30,13 +30,18 @@ def _from_logits(loss: keras.losses.Loss) -> dict:
     return {"from_logits": config.get("from_logits", False)}
 
 
+def _of_sparse(loss: keras.losses.Loss) -> dict:
+    ignore_class = loss.get_config().get("ignore_class")
+    return {**_from_logits(loss), "ignore_class": ignore_class}
+
+
 # A loss, the function Keras also accepts in its place, and what it assumes.
 _BY_LOSS = (
     (
         keras.losses.SparseCategoricalCrossentropy,
         keras.losses.sparse_categorical_crossentropy,
         Categorical,
-        _from_logits,
+        _of_sparse,
     ),
     (
         keras.losses.CategoricalCrossentropy,

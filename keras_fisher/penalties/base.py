@@ -300,7 +300,8 @@ class Penalty(ReadOnce):
         Args:
             forward: What `self.forward` returned.
             likelihood: p(y|x), given the outputs.
-            y: Labels of the data set, for the penalties that use them; of
+            y: Labels of the data set, for the penalties that use them and
+                likelihoods that leave out positions without a label; of
                 several outputs, a list or dict.
             seed: Where the draw of labels comes from.
             loss_scale: Factor on the loss in the backward pass, taken out
@@ -318,16 +319,18 @@ class Penalty(ReadOnce):
                 likelihood is not for as many outputs, or if α follows a
                 schedule and there is no step.
         """
-        likelihood.check_structure(forward.subset_outputs)
-        labels = self.labels(
-            likelihood,
-            forward.subset_outputs,
-            forward.subset.of(structures.apply(tf.convert_to_tensor, y)),
-            seed,
+        outputs = forward.subset_outputs
+        likelihood.check_structure(outputs)
+        y = (
+            forward.subset.of(structures.apply(tf.convert_to_tensor, y))
+            if self.needs_labels or likelihood.reads_labels
+            else None
         )
+        labels = self.labels(likelihood, outputs, y, seed)
+        mask = likelihood.visible(y, outputs, forward.mask)
 
         def score(outputs, weights):
-            return likelihood.score(labels, outputs, forward.mask, weights)
+            return likelihood.score(labels, outputs, mask, weights)
 
         norms = SquaredNorms(
             forward,

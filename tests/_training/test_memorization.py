@@ -1,10 +1,12 @@
 """Accuracy on clean and noisy examples."""
 
+import cases
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from keras_fisher._common import keras_layers
 from keras_fisher._training import memorization
 from keras_fisher.likelihoods import Bernoulli
 from keras_fisher.likelihoods import Categorical
@@ -413,3 +415,33 @@ def test_update_leaves_the_targets_as_they_were():
     )
     assert tensors.keys() == copy.keys()
     assert all(tensors[key] is copy[key] for key in copy)
+
+
+@pytest.mark.parametrize("mode", _MODES)
+def test_positions_without_label_or_behind_a_mask_do_not_count(mode):
+    y = _targets((8, 3), (8, 3))
+    y["label"][_rng(5).random((8, 3)) < 0.3] = -1
+    y["true_label"][_rng(6).random((8, 3)) < 0.3] = -1
+    outputs, mask = _outputs((8, 3)), _rng(7).random((8, 3)) < 0.7
+    predicted, noisy = _winners(outputs), y["is_noisy"]
+    given = mask & (y["label"] != -1)
+    true = mask & (y["true_label"] != -1)
+    groups = {
+        "clean_accuracy": (predicted == y["label"])[given & ~noisy],
+        "noisy_accuracy": (predicted == y["label"])[given & noisy],
+        "recovered_accuracy": (predicted == y["true_label"])[true & noisy],
+    }
+    accuracy = memorization.MemorizationAccuracy()
+
+    def update(y, outputs, mask):
+        return accuracy.update_state(
+            y,
+            keras_layers.with_mask(outputs, mask),
+            Categorical(ignore_class=-1),
+        )
+
+    found = cases.compiled(update, mode)(
+        _tensors(y), tf.constant(outputs), tf.constant(mask)
+    )
+    expected = {name: group.mean() for name, group in groups.items()}
+    _assert_accuracies(found, expected)

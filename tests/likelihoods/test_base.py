@@ -314,7 +314,10 @@ def test_registered_name_belongs_to_the_package(likelihood):
 
 
 def test_defaults_are_logits_and_unit_deviation():
-    assert Categorical().get_config() == {"from_logits": True}
+    assert Categorical().get_config() == {
+        "from_logits": True,
+        "ignore_class": None,
+    }
     assert Bernoulli().get_config() == {"from_logits": True}
     assert Gaussian().get_config() == {"stddev": 1.0}
 
@@ -322,7 +325,10 @@ def test_defaults_are_logits_and_unit_deviation():
 @pytest.mark.parametrize(
     ("likelihood", "expected"),
     [
-        (Categorical(False), "Categorical(from_logits=False)"),
+        (
+            Categorical(False),
+            "Categorical(from_logits=False, ignore_class=None)",
+        ),
         (Gaussian(0.25), "Gaussian(stddev=0.25)"),
         (distributions.Poisson(), "Poisson()"),
     ],

@@ -219,3 +219,31 @@ def test_check_finds_a_single_wrong_position(positions):
     outputs[(-1,) * len(positions)] *= 1.1
     with pytest.raises(ValueError, match="expects probabilities"):
         Categorical(from_logits=False).check(outputs)
+
+
+@pytest.mark.parametrize("ignore_class", [-1, 1, 255])
+def test_an_ignored_class_stands_where_there_is_no_label(ignore_class):
+    likelihood = Categorical(ignore_class=ignore_class)
+    outputs = tf.zeros([2, 2, 3])
+    y = np.array([[0, ignore_class], [ignore_class, 2]])
+    expected = [[True, False], [False, True]]
+    for labels in (y, y[..., None], y.astype("float32")):
+        found = likelihood.has_label(tf.constant(labels), outputs)
+        np.testing.assert_array_equal(found, expected)
+    likelihood.check_labels(y, 3)
+    likelihood.check_labels(np.full([2, 2], ignore_class), 3)
+    with pytest.raises(ValueError, match="from 0 to 3"):
+        likelihood.check_labels(np.where(y == 2, 3, y), 3)
+
+
+def test_one_hot_labels_are_all_there():
+    likelihood = Categorical(ignore_class=0)
+    y = tf.eye(3)[None]
+    assert likelihood.has_label(y, tf.zeros([1, 3, 3])) is None
+    assert likelihood.visible(y, tf.zeros([1, 3, 3])) is None
+
+
+@pytest.mark.parametrize("ignore_class", [0.5, True, "pad"])
+def test_an_ignored_class_is_an_integer(ignore_class):
+    with pytest.raises(ValueError, match="`ignore_class` must be an integer"):
+        Categorical(ignore_class=ignore_class)

@@ -39,6 +39,11 @@ _IDENTIFIERS = [
     # Instances of losses.
     (_SPARSE(), Categorical(False)),
     (_SPARSE(from_logits=True), Categorical(True)),
+    (_SPARSE(ignore_class=-1), Categorical(False, ignore_class=-1)),
+    (
+        keras.losses.serialize(_SPARSE(from_logits=True, ignore_class=0)),
+        Categorical(True, ignore_class=0),
+    ),
     (_DENSE(), Categorical(False)),
     (_DENSE(from_logits=True, label_smoothing=0.1), Categorical(True)),
     (_BINARY(), Bernoulli(False)),
