@@ -49,15 +49,17 @@ class MemorizationAccuracy:
             given.
 
         Raises:
-            ValueError: If there are several outputs.
+            ValueError: If there are several outputs that have labels.
         """
-        if not tf.is_tensor(outputs):
+        labelled = (likelihood or Likelihood()).parts(outputs)
+        _, likelihood, outputs = labelled[0]
+        if len(labelled) > 1 or not tf.is_tensor(outputs):
             raise ValueError(
-                "Targets with noise flags are for models with one output. "
-                f"Received outputs of the structure: {outputs}. Give each "
-                "output its labels, and count what is memorized by metrics."
+                "Targets with noise flags are for models with one output that "
+                "has a loss. Received outputs of the structure: "
+                f"{[output for _, _, output in labelled]}. Give each output "
+                "its labels, and count what is memorized by metrics."
             )
-        likelihood = likelihood or Likelihood()
         given, counts = _correct(likelihood, y[noisy_targets.LABEL], outputs)
         noisy = _like(tf.cast(y[noisy_targets.IS_NOISY], given.dtype), given)
         updates = {

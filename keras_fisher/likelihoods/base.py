@@ -13,6 +13,9 @@ from keras_fisher._common import dtypes
 from keras_fisher._common import keras_layers
 from keras_fisher._common.read_once import ReadOnce
 
+# What `Likelihood.parts` calls labels: outputs without one may have none.
+LABELS = "labels"
+
 # Gives factor k, an `int32` scalar, for all examples.
 Factor = Callable[[tf.Tensor], tf.Tensor]
 

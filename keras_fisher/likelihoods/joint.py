@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from keras_fisher._common import random_draws
+from keras_fisher.likelihoods.base import LABELS
 from keras_fisher.likelihoods.base import Likelihood
 from keras_fisher.likelihoods.losses import likelihood_of
 
@@ -17,7 +18,8 @@ class Joint(Likelihood):
     """Independent labels of several outputs: log p(y|x) = Σ_k log p_k(y_k|x).
 
     Outputs, labels and masks are lists in the order of the likelihoods, or
-    dicts by name.
+    dicts by name. Labels may be left out of outputs that have no likelihood:
+    then there are those of the others alone, one of them as it is.
 
     Args:
         likelihoods: A likelihood for each output, as `get` takes it, in a list
@@ -58,16 +60,53 @@ class Joint(Likelihood):
                 return list(values)
         elif values is None:
             return [None] * len(self.likelihoods)
-        keys = list(values) if isinstance(values, dict) else values
-        raise ValueError(
-            f"There are likelihoods for {len(self.likelihoods)} outputs"
-            f"{f' of the names {self.names}' if self.names else ''}, so the "
-            f"{what} have to be a list of as many or a dict with these names. "
-            f"Received: {keys}"
+        raise self._misfit(values, what)
+
+    def _labels_in_order(self, y: Any) -> list:
+        """Labels for each likelihood, and None or anything elsewhere."""
+        labelled = [k for k, each in enumerate(self.likelihoods) if each]
+        if isinstance(y, dict) and self.names is not None:
+            if all(self.names[k] in y for k in labelled):
+                return [y.get(name) for name in self.names]
+        elif isinstance(y, (list, tuple)) and len(y) == len(self.likelihoods):
+            return list(y)
+        elif y is None:
+            return [None] * len(self.likelihoods)
+        given = y if isinstance(y, (list, tuple)) else [y]
+        if isinstance(y, dict) or len(given) != len(labelled):
+            raise self._misfit(y, "labels")
+        labels = [None] * len(self.likelihoods)
+        for k, label in zip(labelled, given):
+            labels[k] = label
+        return labels
+
+    def _misfit(self, values: Any, what: str) -> ValueError:
+        count, names = len(self.likelihoods), self.names
+        found = values
+        if isinstance(values, dict):
+            found = list(values)
+        elif not isinstance(values, (list, tuple)):
+            found = f"one of the shape {getattr(values, 'shape', ())}"
+        without = [
+            names[k] if names else k
+            for k, each in enumerate(self.likelihoods)
+            if each is None
+        ]
+        return ValueError(
+            f"There are likelihoods for {count} outputs"
+            f"{f' of the names {names}' if names else ''}, so the "
+            f"{what} have to be a list of as many or a dict with these names"
+            + (f"; {without} may be left out of labels" if without else "")
+            + f". Received: {found}"
         )
 
     def parts(self, outputs, *others):
-        columns = [self._in_order(values, what) for what, values in others]
+        columns = [
+            self._labels_in_order(values)
+            if what == LABELS
+            else self._in_order(values, what)
+            for what, values in others
+        ]
         return [
             (k, each, *rest)
             for k, (each, *rest) in enumerate(
@@ -105,7 +144,7 @@ class Joint(Likelihood):
             [
                 each.negative_log_likelihood(label, output, hidden)
                 for _, each, output, label, hidden in self.parts(
-                    outputs, ("labels", y), ("masks", mask)
+                    outputs, (LABELS, y), ("masks", mask)
                 )
             ]
         )
@@ -116,7 +155,7 @@ class Joint(Likelihood):
             {
                 k: each.score(label, output, hidden, weights)
                 for k, each, output, label, hidden in self.parts(
-                    outputs, ("labels", y), ("masks", mask)
+                    outputs, (LABELS, y), ("masks", mask)
                 )
             },
         )
@@ -128,7 +167,7 @@ class Joint(Likelihood):
     def visible(self, y, outputs, mask=None):
         masks = [None] * len(self.likelihoods)
         for k, each, output, label, hidden in self.parts(
-            outputs, ("labels", y), ("masks", mask)
+            outputs, (LABELS, y), ("masks", mask)
         ):
             masks[k] = each.visible(label, output, hidden)
         return masks
@@ -167,7 +206,7 @@ class Joint(Likelihood):
                 each.check_operation(own, output)
 
     def check_labels(self, y, classes):
-        for _, each, count, label in self.parts(classes, ("labels", y)):
+        for _, each, count, label in self.parts(classes, (LABELS, y)):
             each.check_labels(label, count)
 
     def get_config(self):

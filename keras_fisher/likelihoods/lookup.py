@@ -35,9 +35,8 @@ def get(identifier: Any) -> Likelihood:
     Raises:
         ValueError: If nothing above fits.
     """
-    is_config = isinstance(identifier, dict) and "class_name" in identifier
-    is_collection = isinstance(identifier, (list, tuple, dict))
-    if is_collection and not is_config and len(identifier) > 1:
+    is_list = isinstance(identifier, (list, tuple))
+    if (is_list or _is_by_name(identifier)) and len(identifier) > 1:
         return Joint(identifier)
     return likelihood_of(identifier)
 
@@ -46,7 +45,8 @@ def of_model(identifier: Any, model: keras.layers.Layer) -> Likelihood:
     """As `get`, for the outputs of a model.
 
     If it is known to have several outputs, one identifier counts for all of
-    them, and a dict goes by their names, as with losses of Keras.
+    them, and a dict goes by their names, as with losses of Keras. Outputs that
+    have none are no part of the likelihood.
 
     Args:
         identifier: What `get` takes, or `"auto"` for the likelihood that a
@@ -60,6 +60,8 @@ def of_model(identifier: Any, model: keras.layers.Layer) -> Likelihood:
     if is_auto(identifier):
         identifier = _own(model)
     outputs = structures.symbolic_outputs(model)
+    if outputs is None and _is_by_name(identifier):
+        return Joint(identifier)
     if not isinstance(outputs, (list, tuple, dict)):
         return get(identifier)
     is_dict = isinstance(outputs, dict)
@@ -70,7 +72,7 @@ def of_model(identifier: Any, model: keras.layers.Layer) -> Likelihood:
             if identifier.names is None
             else dict(zip(identifier.names, identifier.likelihoods))
         )
-    if isinstance(identifier, dict) and "class_name" not in identifier:
+    if _is_by_name(identifier):
         unknown = set(identifier) - set(names)
         if unknown:
             raise ValueError(
@@ -89,6 +91,10 @@ def of_model(identifier: Any, model: keras.layers.Layer) -> Likelihood:
     if isinstance(found, Joint):
         return of_model(found, model)
     return Joint([found] * len(names), names)
+
+
+def _is_by_name(identifier: Any) -> bool:
+    return isinstance(identifier, dict) and "class_name" not in identifier
 
 
 def _own(model: Any) -> Any:

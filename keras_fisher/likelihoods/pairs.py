@@ -20,6 +20,7 @@ import tensorflow as tf
 
 from keras_fisher._common import keras_layers
 from keras_fisher._common import random_draws
+from keras_fisher.likelihoods.base import LABELS
 from keras_fisher.likelihoods.base import Likelihood
 
 
@@ -47,7 +48,7 @@ def sample_other(
         shape `(batch,)`, such that E w (h(y) - h(ŷ))² / 2 is the variance of
         h(y) for any function h of the labels of an example.
     """
-    parts = likelihood.parts(outputs, ("labels", y), ("masks", mask))
+    parts = likelihood.parts(outputs, (LABELS, y), ("masks", mask))
     log_same = [_log_same(*part[1:]) for part in parts]
     sizes = [tf.reduce_prod(tf.shape(each)[1:]) for each in log_same]
     flat = _side_by_side(log_same)
