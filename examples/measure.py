@@ -56,7 +56,7 @@ _NUM_SAMPLES = flags.DEFINE_integer(
 _LIKELIHOOD = flags.DEFINE_enum(
     "likelihood",
     "auto",
-    ["auto", "categorical", "bernoulli", "gaussian"],
+    ["auto", "categorical", "bernoulli", "gaussian", "laplace", "poisson"],
     "What the outputs say of labels; auto goes by the compiled loss.",
 )
 _FROM_LOGITS = flags.DEFINE_boolean(
@@ -162,12 +162,13 @@ def likelihood_of(model: keras.Model) -> keras_fisher.likelihoods.Likelihood:
             )
             fail(
                 f"The model {what}, so what its outputs mean is not known. "
-                "Pass --likelihood=categorical, bernoulli or gaussian."
+                "Pass --likelihood=categorical, bernoulli, gaussian, laplace "
+                "or poisson."
             )
-    if _LIKELIHOOD.value == "gaussian":
-        return keras_fisher.likelihoods.Gaussian()
-    cls = type(keras_fisher.likelihoods.get(_LIKELIHOOD.value))
-    return cls(from_logits=_FROM_LOGITS.value)
+    likelihood = keras_fisher.likelihoods.get(_LIKELIHOOD.value)
+    if _LIKELIHOOD.value in ("categorical", "bernoulli"):
+        return type(likelihood)(from_logits=_FROM_LOGITS.value)
+    return likelihood
 
 
 def built_for(model: keras.Model, what: str) -> tuple[int | None, ...] | None:

@@ -12,6 +12,8 @@ from keras_fisher import likelihoods
 from keras_fisher.likelihoods import Bernoulli
 from keras_fisher.likelihoods import Categorical
 from keras_fisher.likelihoods import Gaussian
+from keras_fisher.likelihoods import Laplace
+from keras_fisher.likelihoods import Poisson
 
 DTYPES = ["float16", "bfloat16", "float32", "float64"]
 # The shape of the positions of a batch of examples.
@@ -88,6 +90,24 @@ def gaussian_loop(y, outputs, stddev, mask=None):
     return loop_over_positions(outputs.shape, at_position, mask)
 
 
+def laplace_loop(y, outputs, scale, mask=None):
+    y = np.reshape(y, outputs.shape)
+
+    def at_position(index):
+        return -stats.laplace.logpdf(y[index], outputs[index], scale)
+
+    return loop_over_positions(outputs.shape, at_position, mask)
+
+
+def poisson_loop(y, outputs, mask=None):
+    y = np.reshape(y, outputs.shape)
+
+    def at_position(index):
+        return -stats.poisson.logpmf(int(y[index]), float(outputs[index]))
+
+    return loop_over_positions(outputs.shape, at_position, mask)
+
+
 class Case(NamedTuple):
     """A distribution, and how to make outputs and labels for it.
 
@@ -145,8 +165,22 @@ CASES = {
         lambda shape: rng(9).normal(size=shape),
         lambda y, outputs, mask=None: gaussian_loop(y, outputs, 0.7, mask),
     ),
+    "laplace": Case(
+        Laplace(0.7),
+        (4, 3, 2),
+        lambda shape, dtype: tf.cast(rng(8).normal(size=shape), dtype),
+        lambda shape: rng(9).normal(size=shape),
+        lambda y, outputs, mask=None: laplace_loop(y, outputs, 0.7, mask),
+    ),
+    "poisson": Case(
+        Poisson(),
+        (4, 3, 2),
+        lambda shape, dtype: tf.cast(rng(8).gamma(2.0, size=shape), dtype),
+        lambda shape: rng(9).poisson(2.0, size=shape),
+        poisson_loop,
+    ),
 }
-WITHOUT_UNIFORM_LABELS = ("gaussian",)
+WITHOUT_UNIFORM_LABELS = ("gaussian", "laplace", "poisson")
 
 
 def case(name, dtype="float32", shape=None):
@@ -186,7 +220,7 @@ def assert_mean(values, expected, what, errors=4.0):
 P = np.array([0.02, 0.5, 0.13, 0.35])
 
 
-class Poisson(likelihoods.Likelihood):
+class LogPoisson(likelihoods.Likelihood):
     def log_probability(self, y, outputs):
         y = tf.cast(y, outputs.dtype)
         return y * outputs - tf.exp(outputs) - tf.math.lgamma(y + 1)

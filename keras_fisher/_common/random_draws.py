@@ -156,7 +156,7 @@ def uniform(shape, seed: tf.Tensor, dtype=tf.float32) -> tf.Tensor:
     return tf.cast(tf.cast(leading, tf.int32), dtype) * 2.0**-24
 
 
-def _centred(shape, seed: tf.Tensor) -> tf.Tensor:
+def centred(shape, seed: tf.Tensor) -> tf.Tensor:
     """Draws the middle of one of 2**24 cells of (0, 1): never 0, never 1."""
     return uniform(shape, seed, tf.float64) + 2.0**-25
 
@@ -169,12 +169,12 @@ def integers(shape, bound: int | tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
 
 def gumbel(shape, seed: tf.Tensor, dtype=tf.float32) -> tf.Tensor:
     """Draws from the standard Gumbel distribution, finite values."""
-    return tf.cast(-tf.math.log(-tf.math.log(_centred(shape, seed))), dtype)
+    return tf.cast(-tf.math.log(-tf.math.log(centred(shape, seed))), dtype)
 
 
 def normal(shape, seed: tf.Tensor, dtype=tf.float32) -> tf.Tensor:
     """Draws from the standard normal distribution, finite values."""
-    return tf.cast(tf.math.ndtri(_centred(shape, seed)), dtype)
+    return tf.cast(tf.math.ndtri(centred(shape, seed)), dtype)
 
 
 def permutation(size, seed: tf.Tensor) -> tf.Tensor:

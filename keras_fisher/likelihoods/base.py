@@ -6,6 +6,7 @@ from collections.abc import Callable
 import math
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -402,12 +403,26 @@ def _without_nan(y: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
 # What several of the distributions share.
 
 
+def in_single_precision(outputs: Any) -> np.ndarray:
+    """Concrete outputs as an array, also while a graph is traced."""
+    return keras.ops.convert_to_numpy(outputs).astype("float32")
+
+
 def log_of(probabilities: tf.Tensor) -> tf.Tensor:
     """The logarithm, finite at zero."""
     # Only an exact zero is moved: a larger floor would stop the gradient of
     # improbable labels, which `UniformLabelPenalty` draws all the time.
     tiny = np.finfo(probabilities.dtype.as_numpy_dtype).tiny
     return tf.math.log(tf.maximum(probabilities, tiny))
+
+
+def no_uniform_labels(likelihood: str, labels: str) -> ValueError:
+    """What to raise where labels are none of finitely many."""
+    return ValueError(
+        f"{likelihood} likelihood has no uniform labels: {labels} cannot be "
+        "drawn from uniformly. Use `FisherPenalty` or `GradientPenalty` with "
+        "a regression loss."
+    )
 
 
 def not_logits(outputs: str, likelihood: str) -> ValueError:

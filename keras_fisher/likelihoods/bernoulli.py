@@ -12,6 +12,7 @@ from keras_fisher._common import random_draws
 from keras_fisher.likelihoods.base import Factor
 from keras_fisher.likelihoods.base import Likelihood
 from keras_fisher.likelihoods.base import diagonal
+from keras_fisher.likelihoods.base import in_single_precision
 from keras_fisher.likelihoods.base import is_side_of
 from keras_fisher.likelihoods.base import log_of
 from keras_fisher.likelihoods.base import not_logits
@@ -87,7 +88,7 @@ class Bernoulli(Likelihood):
     def check(self, outputs: Any) -> None:
         if self.from_logits:
             return
-        outputs = keras.ops.convert_to_numpy(keras.ops.cast(outputs, "float32"))
+        outputs = in_single_precision(outputs)
         if not ((outputs >= 0).all() and (outputs <= 1).all()):
             raise not_probabilities(outputs, "", "sigmoid")
 

@@ -14,6 +14,7 @@ from keras_fisher._common import dtypes
 from keras_fisher._common import random_draws
 from keras_fisher.likelihoods.base import Factor
 from keras_fisher.likelihoods.base import Likelihood
+from keras_fisher.likelihoods.base import in_single_precision
 from keras_fisher.likelihoods.base import log_of
 from keras_fisher.likelihoods.base import not_logits
 from keras_fisher.likelihoods.base import not_probabilities
@@ -170,7 +171,7 @@ class Categorical(Likelihood):
         if operation == "Softmax":
             raise not_logits("they come out of a softmax", "Categorical")
         if operation in _UNCLEAR and outputs is not None:
-            outputs = _in_single_precision(outputs)
+            outputs = in_single_precision(outputs)
             errors = abs(outputs.sum(axis=-1) - 1)
             # A table of logits may be one-hot, but no softmax has a zero.
             if outputs.shape[-1] > 1 and (
@@ -188,7 +189,7 @@ class Categorical(Likelihood):
     def check(self, outputs: Any) -> None:
         if self.from_logits:
             return
-        outputs = _in_single_precision(outputs)
+        outputs = in_single_precision(outputs)
         sums = outputs.sum(axis=-1)
         errors = abs(sums - 1)
         if not ((outputs >= 0).all() and (errors <= 1e-2).all()):
@@ -210,10 +211,6 @@ class Categorical(Likelihood):
 # values tell. The last layer of logits is a matrix product or a sum.
 _UNCLEAR = {"DivNoNan", "Exp", "PartitionedCall", "RealDiv"}
 _UNCLEAR |= {"StatefulPartitionedCall"}
-
-
-def _in_single_precision(outputs: Any) -> np.ndarray:
-    return keras.ops.convert_to_numpy(keras.ops.cast(outputs, "float32"))
 
 
 def _is_class(y: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:

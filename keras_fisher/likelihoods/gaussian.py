@@ -7,11 +7,13 @@ import math
 import keras
 import tensorflow as tf
 
+from keras_fisher._common import checks
 from keras_fisher._common import dtypes
 from keras_fisher._common import random_draws
 from keras_fisher.likelihoods.base import Factor
 from keras_fisher.likelihoods.base import Likelihood
 from keras_fisher.likelihoods.base import diagonal
+from keras_fisher.likelihoods.base import no_uniform_labels
 
 
 @keras.saving.register_keras_serializable(package="keras_fisher")
@@ -26,11 +28,12 @@ class Gaussian(Likelihood):
     """
 
     def __init__(self, stddev: float = 1.0):
-        if not (math.isfinite(stddev) and stddev > 0):
-            raise ValueError(
-                "`stddev` must be a positive, finite number. "
-                f"Received: stddev={stddev}"
-            )
+        checks.number(
+            "stddev",
+            stddev,
+            lambda s: 0 < s < math.inf,
+            "a positive, finite number",
+        )
         self.stddev = float(stddev)
 
     def sample(self, outputs: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
@@ -39,11 +42,7 @@ class Gaussian(Likelihood):
         return mean + self.stddev * noise
 
     def uniform(self, outputs: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        raise ValueError(
-            "A Gaussian likelihood has no uniform labels: the real line "
-            "cannot be drawn from uniformly. Use `FisherPenalty` or "
-            "`GradientPenalty` with a regression loss."
-        )
+        raise no_uniform_labels("A Gaussian", "the real line")
 
     def log_probability(self, y: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
         outputs = dtypes.precise(outputs)

@@ -22,12 +22,13 @@ def get(identifier: Any) -> Likelihood:
 
     Args:
         identifier: A `Likelihood` (instance, class or serialized config);
-            `"categorical"`, `"bernoulli"` or `"gaussian"`; or a Keras loss
-            (instance, class, function, name or config) out of
-            (sparse) categorical crossentropy, binary crossentropy and mean
-            squared error, whose `from_logits` is taken over. A list or a
-            dict with one of these counts as that one, with several as their
-            `Joint`.
+            `"categorical"`, `"bernoulli"`, `"gaussian"`, `"laplace"` or
+            `"poisson"`; or a Keras loss (instance, class, function, name or
+            config) out of (sparse) categorical crossentropy and binary
+            crossentropy, whose `from_logits` and `ignore_class` are taken
+            over, mean squared and mean absolute error and Poisson. A list or
+            a dict with one of these counts as that one, with several as
+            their `Joint`.
 
     Returns:
         A `Likelihood`.

@@ -10,6 +10,8 @@ from keras_fisher.likelihoods.base import Likelihood
 from keras_fisher.likelihoods.bernoulli import Bernoulli
 from keras_fisher.likelihoods.categorical import Categorical
 from keras_fisher.likelihoods.gaussian import Gaussian
+from keras_fisher.likelihoods.laplace import Laplace
+from keras_fisher.likelihoods.poisson import Poisson
 
 
 def _no_options(loss: keras.losses.Loss) -> dict:
@@ -61,11 +63,20 @@ _BY_LOSS = (
         Gaussian,
         _no_options,
     ),
+    (
+        keras.losses.MeanAbsoluteError,
+        keras.losses.mean_absolute_error,
+        Laplace,
+        _no_options,
+    ),
+    (keras.losses.Poisson, keras.losses.poisson, Poisson, _no_options),
 )
 _BY_NAME = {
     "categorical": Categorical,
     "bernoulli": Bernoulli,
     "gaussian": Gaussian,
+    "laplace": Laplace,
+    "poisson": Poisson,
 }
 
 

@@ -118,3 +118,21 @@ def test_variables_without_gradient_are_refused():
 
     with pytest.raises(ValueError, match=r"no gradient.*unused"):
         training.fit(training.compiled(FisherModel(Careless(), 0.1)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize(
+    ("loss", "activation"),
+    [
+        ("categorical_crossentropy", "softmax"),
+        ("binary_crossentropy", "sigmoid"),
+        ("poisson", "exponential"),
+    ],
+)
+def test_outputs_of_any_precision_are_looked_at(loss, activation, dtype):
+    keras.config.set_dtype_policy(dtype)
+    model = FisherModel(training.network(activation=activation))
+    training.compiled(model, loss, metrics=None)
+    y = np.eye(3)[training.Y]
+    logs = model.fit(training.X, y, batch_size=50, verbose=0).history
+    assert np.isfinite(logs["fisher_trace"]).all()

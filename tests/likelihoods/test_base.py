@@ -330,7 +330,7 @@ def test_defaults_are_logits_and_unit_deviation():
             "Categorical(from_logits=False, ignore_class=None)",
         ),
         (Gaussian(0.25), "Gaussian(stddev=0.25)"),
-        (distributions.Poisson(), "Poisson()"),
+        (distributions.LogPoisson(), "LogPoisson()"),
     ],
 )
 def test_representation_tells_the_arguments(likelihood, expected):
@@ -344,18 +344,18 @@ def test_subclass_needs_a_log_probability_only():
     expected = stats.poisson.logpmf(y, np.exp(outputs))
     arguments = (tf.constant(y), tf.constant(outputs))
     np.testing.assert_allclose(
-        distributions.Poisson().negative_log_likelihood(*arguments),
+        distributions.LogPoisson().negative_log_likelihood(*arguments),
         -expected.sum(axis=1),
         rtol=1e-10,
     )
     np.testing.assert_allclose(
-        distributions.Poisson().negative_log_likelihood(
+        distributions.LogPoisson().negative_log_likelihood(
             *arguments, tf.constant(mask)
         ),
         -(expected * mask).sum(axis=1),
         rtol=1e-10,
     )
-    assert distributions.Poisson().check(tf.constant(outputs)) is None
+    assert distributions.LogPoisson().check(tf.constant(outputs)) is None
 
 
 @pytest.mark.parametrize("method", ["sample", "uniform", "log_probability"])

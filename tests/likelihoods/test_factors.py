@@ -11,6 +11,8 @@ from keras_fisher._common import random_draws
 from keras_fisher.likelihoods import Bernoulli
 from keras_fisher.likelihoods import Categorical
 from keras_fisher.likelihoods import Gaussian
+from keras_fisher.likelihoods import Laplace
+from keras_fisher.likelihoods import Poisson
 
 
 def _categorical_fisher(z):
@@ -33,6 +35,13 @@ _FISHER = {
         tf.identity,
         lambda z: np.eye(len(z)) / 0.7**2,
     ),
+    "laplace": (
+        Laplace(0.7),
+        tf.identity,
+        lambda z: np.eye(len(z)) / 0.7**2,
+    ),
+    # With the exponential as the link.
+    "poisson": (Poisson(), tf.exp, lambda z: np.diag(np.exp(z))),
 }
 
 

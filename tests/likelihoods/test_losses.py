@@ -10,6 +10,8 @@ from keras_fisher import likelihoods
 from keras_fisher.likelihoods import Bernoulli
 from keras_fisher.likelihoods import Categorical
 from keras_fisher.likelihoods import Gaussian
+from keras_fisher.likelihoods import Laplace
+from keras_fisher.likelihoods import Poisson
 
 
 class _OwnBinaryCrossentropy(keras.losses.BinaryCrossentropy):
@@ -21,6 +23,8 @@ _SPARSE = keras.losses.SparseCategoricalCrossentropy
 _DENSE = keras.losses.CategoricalCrossentropy
 _BINARY = keras.losses.BinaryCrossentropy
 _SQUARED = keras.losses.MeanSquaredError
+_ABSOLUTE = keras.losses.MeanAbsoluteError
+_COUNTS = keras.losses.Poisson
 _IDENTIFIERS = [
     # Likelihoods.
     (Categorical(False), Categorical(False)),
@@ -50,7 +54,11 @@ _IDENTIFIERS = [
     (_BINARY(from_logits=True), Bernoulli(True)),
     (_SQUARED(), Gaussian(1.0)),
     (_OwnBinaryCrossentropy(), Bernoulli(True)),
+    (_ABSOLUTE(), Laplace(1.0)),
+    (_COUNTS(), Poisson()),
     # Their classes.
+    (_ABSOLUTE, Laplace(1.0)),
+    (_COUNTS, Poisson()),
     (_SPARSE, Categorical(False)),
     (_DENSE, Categorical(False)),
     (_BINARY, Bernoulli(False)),
@@ -61,7 +69,14 @@ _IDENTIFIERS = [
     (keras.losses.categorical_crossentropy, Categorical(False)),
     (keras.losses.binary_crossentropy, Bernoulli(False)),
     (keras.losses.mean_squared_error, Gaussian(1.0)),
+    (keras.losses.mean_absolute_error, Laplace(1.0)),
+    (keras.losses.poisson, Poisson()),
     # Names.
+    ("mae", Laplace(1.0)),
+    ("mean_absolute_error", Laplace(1.0)),
+    ("Poisson", Poisson()),
+    ("poisson", Poisson()),
+    ("laplace", Laplace(1.0)),
     ("SparseCategoricalCrossentropy", Categorical(False)),
     ("sparse_categorical_crossentropy", Categorical(False)),
     ("CategoricalCrossentropy", Categorical(False)),
@@ -108,7 +123,7 @@ def test_get_returns_instances_as_they_are():
     for likelihood in (
         Categorical(False),
         Gaussian(0.1),
-        distributions.Poisson(),
+        distributions.LogPoisson(),
     ):
         assert likelihoods.get(likelihood) is likelihood
         assert likelihoods.get([likelihood]) is likelihood

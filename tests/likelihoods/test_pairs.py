@@ -238,13 +238,13 @@ def test_masks_of_several_outputs_are_those_of_each():
     assert np.any(y[1] != other[1], axis=-1).all()
 
 
-@pytest.mark.parametrize("likelihood", [Gaussian(), distributions.Poisson()])
+@pytest.mark.parametrize("likelihood", [Gaussian(), distributions.LogPoisson()])
 def test_labels_that_never_come_twice_are_drawn_independently(
     likelihood, monkeypatch
 ):
     outputs = tf.constant(distributions.rng(31).normal(size=(6, 4, 2)))
     monkeypatch.setattr(
-        distributions.Poisson,
+        distributions.LogPoisson,
         "sample",
         lambda self, outputs, seed: likelihoods.draws.uniform(
             tf.shape(outputs), seed, outputs.dtype
