@@ -96,7 +96,8 @@ def hessian_trace(
     batches = batches_lib.Batches(x, y, batch_size, verbose)
     keras_layers.build_by_call(model, batches.first[0])
     keras_layers.check_trainable(model, "its Hessian is empty")
-    if batches.first[1] is None:
+    has_loss = loss is not None or getattr(model, "loss", None) is not None
+    if has_loss and batches.first[1] is None:
         raise ValueError(
             "No labels were given, but the loss needs them. Pass `y`, or a "
             "data set of `(x, y)`."
@@ -174,7 +175,8 @@ class _Curvature:
     def _loss(self, weights, x, y, sample_weight) -> tf.Tensor:
         model = self._model()
         mapping = [*zip(model.trainable_variables, weights)]
-        with keras.StatelessScope(state_mapping=mapping):
+        # Losses that layers add are of the loss as well.
+        with keras.StatelessScope(mapping, collect_losses=True):
             outputs = model(x, training=False)
             return self._loss_of(model, x, y, outputs, sample_weight)
 
@@ -316,7 +318,7 @@ def _loss_weights(model: Any) -> Any:
 def _loss_function(model: Any, loss: Any) -> Callable:
     """Function of model, x, y, outputs and weights that gives the mean loss."""
     if loss is None:
-        if getattr(model, "loss", None) is None:
+        if not getattr(model, "compiled", False):
             raise ValueError(
                 "The model is not compiled, so there is no loss to "
                 "differentiate. Call `compile(loss=...)`, or pass `loss=`."

@@ -362,3 +362,16 @@ def test_the_reduction_of_a_loss_stays_as_it_was():
     y = np.zeros([networks.BATCH, networks.CLASSES])
     keras_fisher.hessian_trace(model, x, y, loss=loss, num_probes=1)
     assert loss.reduction == "sum"
+
+
+def test_losses_that_layers_add_count():
+    """Of an activity regularizer λ Σ a² / B, with a = w x and no other loss."""
+    keras.config.set_dtype_policy("float64")
+    x = np.array([[1.0], [3.0]])
+    layer = keras.layers.Dense(
+        1, use_bias=False, activity_regularizer=keras.regularizers.L2(0.5)
+    )
+    model = keras.Sequential([keras.Input((1,)), layer])
+    model.compile("sgd")
+    found = keras_fisher.hessian_trace(model, x, num_probes=2, seed=0)
+    np.testing.assert_allclose(float(found), 2 * 0.5 * np.sum(x**2) / 2)
