@@ -56,10 +56,15 @@ def of_model(identifier: Any, model: keras.layers.Layer) -> Likelihood:
 
     Raises:
         ValueError: If `get` raises it, if there are names that no output has,
-            or with `"auto"`, if the model is not compiled.
+            or with `"auto"`, if the model is not compiled, or without a loss.
     """
     if is_auto(identifier):
         identifier = _own(model)
+    if identifier is None:
+        raise _no_loss(
+            "compiled without a loss (what `add_loss` or a layer adds says "
+            "nothing of labels)"
+        )
     outputs = structures.symbolic_outputs(model)
     if outputs is None and _is_by_name(identifier):
         return Joint(identifier)
@@ -103,11 +108,17 @@ def _own(model: Any) -> Any:
     own = getattr(model, "likelihood", None)
     if isinstance(own, Likelihood):
         return own
-    loss = getattr(model, "loss", None)
-    if loss is None:
-        raise ValueError(
-            "The model is not compiled, so that its loss cannot tell what the "
-            "outputs mean. Pass `likelihood=`, for example "
-            "`keras_fisher.likelihoods.Categorical(from_logits=True)`."
-        )
-    return loss
+    if not getattr(model, "compiled", False):
+        raise _no_loss("not compiled")
+    return model.loss
+
+
+def _no_loss(state: str) -> ValueError:
+    return ValueError(
+        f"The model is {state}, so that no loss tells what its outputs mean. "
+        "Pass what they are as `likelihood=`, to `FisherModel` or "
+        "`fisher_trace`: for the logits of classes (also of each frame, for "
+        "CTC) `keras_fisher.likelihoods.Categorical(from_logits=True)`, for "
+        "numbers `keras_fisher.likelihoods.Gaussian()`; or, if nothing shall "
+        "be measured, `FisherModel(..., penalty=None, trace_every=None)`."
+    )

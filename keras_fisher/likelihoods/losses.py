@@ -71,6 +71,50 @@ _BY_LOSS = (
     ),
     (keras.losses.Poisson, keras.losses.poisson, Poisson, _no_options),
 )
+# Losses that are no likelihood of what they predict, the functions, and the
+# likelihood of such outputs that most people want, if there is one.
+_NO_LIKELIHOODS = (
+    # A margin or a probability, between two classes.
+    ("Hinge", "hinge", "Bernoulli(from_logits=True)"),
+    ("SquaredHinge", "squared_hinge", "Bernoulli(from_logits=True)"),
+    (
+        "BinaryFocalCrossentropy",
+        "binary_focal_crossentropy",
+        "Bernoulli(from_logits={from_logits})",
+    ),
+    ("Dice", "dice", "Bernoulli(from_logits=False)"),
+    ("Tversky", "tversky", "Bernoulli(from_logits=False)"),
+    # Among several classes, of which CTC has one for each frame.
+    ("CategoricalHinge", "categorical_hinge", "Categorical(from_logits=True)"),
+    (
+        "CategoricalFocalCrossentropy",
+        "categorical_focal_crossentropy",
+        "Categorical(from_logits={from_logits})",
+    ),
+    (
+        "CategoricalGeneralizedCrossEntropy",
+        "categorical_generalized_cross_entropy",
+        "Categorical(from_logits=False)",
+    ),
+    ("KLDivergence", "kl_divergence", "Categorical(from_logits=False)"),
+    ("CTC", "ctc", "Categorical(from_logits=True)"),
+    # Numbers.
+    ("Huber", "huber", "Gaussian()"),
+    ("LogCosh", "log_cosh", "Gaussian()"),
+    (
+        "MeanSquaredLogarithmicError",
+        "mean_squared_logarithmic_error",
+        "Gaussian()",
+    ),
+    (
+        "MeanAbsolutePercentageError",
+        "mean_absolute_percentage_error",
+        "Laplace()",
+    ),
+    # Places in space.
+    ("CosineSimilarity", "cosine_similarity", None),
+    ("Circle", "circle", None),
+)
 _BY_NAME = {
     "categorical": Categorical,
     "bernoulli": Bernoulli,
@@ -135,8 +179,33 @@ def _unknown(identifier: Any) -> ValueError:
     return ValueError(
         "No likelihood is known for this loss, so labels cannot be sampled "
         f"from the model. Received: {identifier!r}. Known are "
-        "(Sparse)CategoricalCrossentropy, BinaryCrossentropy and "
-        'MeanSquaredError, the names "categorical", "bernoulli" and '
-        '"gaussian", and instances of `keras_fisher.likelihoods.Likelihood`. '
-        "Pass one of these as `likelihood=`; the loss itself can stay."
+        "(Sparse)CategoricalCrossentropy, BinaryCrossentropy, "
+        "MeanSquaredError, MeanAbsoluteError and Poisson, the names "
+        f"{', '.join(map(repr, _BY_NAME))}, and instances of "
+        f"`keras_fisher.likelihoods.Likelihood`. {_advice(identifier)}"
     )
+
+
+def _advice(identifier: Any) -> str:
+    """What to pass with a loss that is no likelihood."""
+    for name, function, likelihood in _NO_LIKELIHOODS:
+        loss = getattr(keras.losses, name, ())  # Not all in older versions.
+        if isinstance(identifier, loss):
+            from_logits = identifier.get_config().get("from_logits", False)
+        elif identifier and identifier is getattr(keras.losses, function, None):
+            from_logits = False
+        else:
+            continue
+        if likelihood is None:
+            return (
+                f"There is none to pass with {name}: it compares directions "
+                "in space, not labels. Measure a model whose outputs predict "
+                "labels, or write a `Likelihood` of your own."
+            )
+        code = likelihood.format(from_logits=from_logits)
+        return (
+            f"With {name} most people want "
+            f"`likelihood=keras_fisher.likelihoods.{code}`; the loss itself "
+            "can stay."
+        )
+    return "Pass one of these as `likelihood=`; the loss itself can stay."

@@ -1,11 +1,13 @@
 """Which likelihood the loss of an output stands for."""
 
+import contextlib
 import re
 
 import distributions
 import keras
 import pytest
 
+import keras_fisher
 from keras_fisher import likelihoods
 from keras_fisher.likelihoods import Bernoulli
 from keras_fisher.likelihoods import Categorical
@@ -187,3 +189,66 @@ def test_get_refuses_another_axis(loss, axis):
 def test_get_names_a_config_it_cannot_read(identifier):
     with pytest.raises(ValueError, match="NoSuchLikelihood"):
         likelihoods.get(identifier)
+
+
+_LOSSES = [
+    loss
+    for loss in vars(keras.losses).values()
+    if isinstance(loss, type)
+    and issubclass(loss, keras.losses.Loss)
+    and loss is not keras.losses.Loss
+]
+_FUNCTIONS = [
+    function
+    for name, function in vars(keras.losses).items()
+    if callable(function)
+    and not isinstance(function, type)
+    and name not in ("get", "serialize", "deserialize")
+]
+
+
+@pytest.mark.parametrize(
+    "loss", _LOSSES + _FUNCTIONS, ids=lambda loss: loss.__name__
+)
+def test_each_loss_of_keras_has_a_likelihood_or_advice(loss):
+    """In code that can be pasted; a loss that is new in Keras fails here."""
+    name = loss.__name__
+    identifiers = [loss]
+    with contextlib.suppress(ValueError):
+        keras.losses.get(name)
+        identifiers.append(name)
+    if loss in _LOSSES:
+        identifiers += [loss(), keras.losses.serialize(loss())]
+    told = set()
+    for identifier in identifiers:
+        try:
+            told.add(repr(likelihoods.get(identifier)))
+        except ValueError as error:
+            told.add(str(error).rpartition("Likelihood`. ")[2])
+    assert len(told) == 1, told
+    (said,) = told
+    if "There is none to pass" in said:
+        return
+    assert "Pass one of these" not in said, said
+    code = re.search("`likelihood=(.*?)`", said)
+    if code:
+        found = eval(code[1], {"keras_fisher": keras_fisher})
+        assert isinstance(found, likelihoods.Likelihood), said
+        assert "loss itself can stay" in said
+
+
+@pytest.mark.parametrize("from_logits", [True, False])
+def test_advice_takes_over_from_logits(from_logits):
+    for loss, cls in (
+        (keras.losses.BinaryFocalCrossentropy, "Bernoulli"),
+        (keras.losses.CategoricalFocalCrossentropy, "Categorical"),
+    ):
+        with pytest.raises(ValueError, match="most people want") as error:
+            likelihoods.get(loss(from_logits=from_logits))
+        assert f"{cls}(from_logits={from_logits})`" in str(error.value)
+
+
+def test_directions_have_no_likelihood():
+    for loss in (keras.losses.CosineSimilarity(), keras.losses.circle):
+        with pytest.raises(ValueError, match="There is none to pass"):
+            likelihoods.get(loss)
