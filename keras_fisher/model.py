@@ -19,6 +19,7 @@ from keras_fisher import penalties
 from keras_fisher._common.noisy_targets import has_noise_flags
 from keras_fisher._common.noisy_targets import label_of
 from keras_fisher._common.noisy_targets import weight_of
+from keras_fisher._common.structures import output_names
 from keras_fisher._training import model_checks
 from keras_fisher._training import optimizers
 from keras_fisher._training import replicas
@@ -172,7 +173,8 @@ class FisherModel(Settings, RawData):
             self.optimizer.build(self.trainable_variables)
 
     def fit(self, x=None, y=None, *args, **kwargs):
-        model_checks.check_labels(self.model, self.likelihood, label_of(y))
+        labels = label_of(y, output_names(self.model))
+        model_checks.check_labels(self.model, self.likelihood, labels)
         history = super().fit(x, y, *args, **kwargs)
         model_checks.warn_of_lost_weights(self.model, stacklevel=2)
         return history
@@ -309,7 +311,7 @@ class FisherModel(Settings, RawData):
         return penalty(
             forward,
             self.likelihood,
-            label_of(y),
+            label_of(y, output_names(self.model, forward.outputs)),
             seed=self.seed_generator,
             loss_scale=self.optimizer.scale_loss(1.0),
             batches=share.batches,
@@ -328,18 +330,27 @@ class FisherModel(Settings, RawData):
         sample_weight=None,
         training=True,
     ):
+        names = output_names(self.model, y_pred)
         loss = super().compute_loss(
-            x, label_of(y), y_pred, weight_of(sample_weight), training=training
+            x,
+            label_of(y, names),
+            y_pred,
+            weight_of(sample_weight, names),
+            training=training,
         )
         # Of an empty batch Keras takes no mean, where it knows its size.
         is_of_none = loss.shape.num_elements() == 0
         return tf.reduce_sum(loss) if is_of_none else loss
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        names = output_names(self.model, y_pred)
         logs = super().compute_metrics(
-            x, label_of(y), y_pred, sample_weight=weight_of(sample_weight)
+            x,
+            label_of(y, names),
+            y_pred,
+            sample_weight=weight_of(sample_weight, names),
         )
-        if has_noise_flags(y):
+        if has_noise_flags(y, names):
             logs = {
                 **logs,
                 **self._memorization.update_state(y, y_pred, self.likelihood),

@@ -75,3 +75,14 @@ def symbolic_outputs(model: Any) -> Any:
     except (AttributeError, ValueError):
         return None
     return keras.tree.map_shape_structure(keras.KerasTensor, shapes)
+
+
+def output_names(model: Any, outputs: Any = None) -> set[str]:
+    """What the outputs of a model are called, as far as it is known.
+
+    Args:
+        model: Any model; those of a functional one have names.
+        outputs: Its outputs, if they are there: keys of a dict are names.
+    """
+    known = getattr(model, "output_names", None) or ()
+    return {*known, *(outputs if isinstance(outputs, dict) else ())}

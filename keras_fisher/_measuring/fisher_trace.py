@@ -340,7 +340,7 @@ def _wanted(
     y: Any, estimator: estimators.Estimator, likelihood: Likelihood
 ) -> Any:
     """Labels for the estimator, or to see where there are none."""
-    y = noisy_targets.label_of(y)
+    y = noisy_targets.label_of(y, likelihood.names or ())
     if estimator.reads_labels:
         return _given(y)
     if not likelihood.reads_labels:

@@ -299,8 +299,9 @@ def _label_check(model: Any, loss: Any, x: Any) -> Callable:
         lambda outputs: outputs.shape[-1],
         keras_layers.outputs_of(model, batches_lib.rows(x, 0, 1)),
     )
+    names = likelihood.names or ()
     return lambda y: likelihood.check_labels(
-        structures.apply(np.asarray, noisy_targets.label_of(y)), classes
+        structures.apply(np.asarray, noisy_targets.label_of(y, names)), classes
     )
 
 

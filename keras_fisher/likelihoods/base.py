@@ -184,6 +184,7 @@ class Likelihood(ReadOnce):
     constrains_outputs = False  # whether `check` may refuse outputs
     constrains_operations = False  # whether `check_operation` may
     takes_several_outputs = False  # as a list or dict
+    names: list[str] | None = None  # of several outputs
 
     def check(self, outputs: Any) -> None:
         """Raises a `ValueError` where outputs cannot be what is claimed.

@@ -115,3 +115,20 @@ def test_weight_of_what_keras_makes_of_no_weights_is_none():
     model.fit(np.ones((4, 3)), y, verbose=0)
     ((_, received),) = model.received
     assert noisy_targets.weight_of(received) is None, received
+
+
+@pytest.mark.parametrize(
+    ("names", "flags"),
+    [
+        ((), True),
+        (["label"], True),
+        (["out", "is_noisy"], True),
+        (["label", "is_noisy"], False),
+        (["is_noisy", "label", "more"], False),
+    ],
+)
+def test_labels_of_outputs_that_are_called_so_are_no_flags(names, flags):
+    y = {"label": [1], "is_noisy": [0]}
+    assert noisy_targets.has_noise_flags(y, names) == flags
+    for of in (noisy_targets.label_of, noisy_targets.weight_of):
+        assert of(y, names) is (y["label"] if flags else y)
