@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_fisher import penalties
+from keras_fisher._common import keras_layers
 from keras_fisher._common.noisy_targets import has_noise_flags
 from keras_fisher._common.noisy_targets import label_of
 from keras_fisher._common.noisy_targets import weight_of
@@ -180,6 +181,13 @@ class FisherModel(Settings, RawData):
         return history
 
     fit.__doc__ = keras.Model.fit.__doc__
+
+    def export(self, *args, **kwargs):
+        # What serves is the network, and it knows its inputs.
+        keras_layers.call_symbolically(self.model)
+        return self.model.export(*args, **kwargs)
+
+    export.__doc__ = keras.Model.export.__doc__
 
     # Which steps do what.
 

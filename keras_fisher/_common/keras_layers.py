@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+import contextlib
 from typing import Any
 
 import keras
@@ -62,6 +63,24 @@ def build_by_call(layer: keras.layers.Layer, *args, **kwargs) -> None:
     layer(*args, **kwargs)
     for variable, value in before:
         variable.assign(value)
+
+
+def call_symbolically(layer: keras.layers.Layer) -> None:
+    """Calls a built layer on the shapes it was built with, not on values.
+
+    One that comes from a file has shapes, but counts as never called, and is
+    then not exported. Shapes that it is not called on leave it as it is.
+    """
+    shapes = (layer.get_build_config() or {}).get("input_shape")
+    if not layer.built or shapes is None:
+        return
+    with contextlib.suppress(Exception):  # Of whatever its call is made of.
+        layer(
+            keras.tree.map_shape_structure(
+                lambda shape: keras.KerasTensor(shape, layer.input_dtype),
+                shapes,
+            )
+        )
 
 
 def outputs_of(layer: keras.layers.Layer, x: Any) -> Any:

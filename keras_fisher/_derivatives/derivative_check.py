@@ -25,6 +25,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_fisher._common import keras_layers
+from keras_fisher._derivatives import gradients as gradients_lib
 from keras_fisher._derivatives import second_derivatives
 
 _PROBES = 7
@@ -262,9 +263,10 @@ class _Gradient:
             tape.watch([self.at, self.u])
             value = self.along_z(self.at, self.u)
         with second_derivatives.complete():
-            return tape.gradient(
+            by_theta, by_u = tape.gradient(
                 value, [self.at, self.u], unconnected_gradients="zero"
             )
+        return gradients_lib.dense(by_theta), gradients_lib.dense(by_u)
 
     def difference(self, moved: list, share: float = 1.0) -> float:
         """Of ⟨z, G⟩ along a direction of θ, a share of the way."""

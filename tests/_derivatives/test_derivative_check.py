@@ -198,6 +198,24 @@ def test_what_no_variable_comes_before_does_not_matter():
     assert _verdicts(augmented) == {}
 
 
+def test_rows_that_repeat_in_a_gradient():
+    class Words(layers.Layer):
+        def __init__(self):
+            super().__init__(name="words")
+            self.embedding = layers.Embedding(5, 4)
+
+        def call(self, x):
+            return tf.square(self.embedding(x))
+
+    model = keras.Sequential(
+        [keras.Input((6,), dtype="int32"), Words(), layers.Flatten()]
+    )
+    (words,) = derivative_check.check(
+        model, np.arange(24).reshape(4, 6) % 3, [model.layers[0]]
+    )
+    assert words.verdict == "exact"
+
+
 def test_operations_of_functional_models_and_shared_layers():
     x = keras.Input((8, 8, 3))
     shared = Applied(_wrong_in_x, name="shared")
