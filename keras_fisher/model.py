@@ -21,11 +21,12 @@ from keras_fisher._common.noisy_targets import has_noise_flags
 from keras_fisher._common.noisy_targets import label_of
 from keras_fisher._common.noisy_targets import weight_of
 from keras_fisher._common.structures import output_names
+from keras_fisher._training import derivative_watch
 from keras_fisher._training import model_checks
 from keras_fisher._training import optimizers
 from keras_fisher._training import replicas
 from keras_fisher._training import schedule
-from keras_fisher._training.derivative_watch import DerivativeWatch
+from keras_fisher._training.first_look import FirstLook
 from keras_fisher._training.guarded_gradient import guarded_gradient
 from keras_fisher._training.measurements import NOTHING_MEASURED
 from keras_fisher._training.measurements import Measurements
@@ -410,7 +411,9 @@ class FisherModel(Settings, RawData):
         model_checks.check_trainable(self.model)
         self._penalty_gradient.create_state()
         if self.distribute_strategy.num_replicas_in_sync == 1:
-            model_checks.check_outputs(self.model, self.likelihood, x)
+            model_checks.check_operations(self.model, self.likelihood, x)
+        if tf.executing_eagerly():  # And maybe in a loop of one's own.
+            self._output_look.look(x)
 
     # The function that `fit` calls.
 
@@ -423,16 +426,17 @@ class FisherModel(Settings, RawData):
                 self._schedule,
                 self._planned_step,
                 self._build_before_tracing,
-                self._watch_derivatives(),
+                self._output_look,
+                self._derivative_look(),
             )
         return self.train_function
 
-    def _watch_derivatives(self) -> DerivativeWatch | None:
+    def _derivative_look(self) -> FirstLook | None:
         """What looks at layers that nobody knows, if they matter."""
         penalty = self.penalty
         if penalty is None or penalty.method != "exact":
             return None
-        return DerivativeWatch(self.model)
+        return derivative_watch.of(self.model)
 
     make_train_function.__doc__ = keras.Model.make_train_function.__doc__
 

@@ -89,6 +89,12 @@ def outputs_of(layer: keras.layers.Layer, x: Any) -> Any:
         return layer(x, training=False)
 
 
+def has_fixed_batch(layer: keras.layers.Layer) -> bool:
+    """Whether a functional model was made for one number of examples."""
+    inputs = keras.tree.flatten(getattr(layer, "inputs", None))
+    return any(t is not None and t.shape[0] is not None for t in inputs)
+
+
 def check_trainable(
     layer: keras.layers.Layer,
     consequence: str,

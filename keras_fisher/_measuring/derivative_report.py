@@ -65,7 +65,8 @@ def check_derivatives(
 
     Args:
         model: A Keras model or layer. Nothing in it changes.
-        x: Inputs; the first 8 examples are used. With values as in training,
+        x: Inputs; the first 8 examples are used, or all, where the model
+            takes no other number. With values as in training,
             since a layer may be wrong for some alone.
         y: Not used; so that `check_derivatives(model, *batch)` works.
         training: The mode of the call.
@@ -85,7 +86,7 @@ def check_derivatives(
     """
     del y
     batches = batches_lib.Batches(x, verbose=0)
-    x = batches_lib.rows(batches.first[0], 0, _EXAMPLES)
+    x = batches.first[0]
     keras_layers.build_by_call(model, x)
     keras_layers.check_trainable(model, "it has no derivatives")
     chosen = [
@@ -94,5 +95,5 @@ def check_derivatives(
         if not catalogue.only_contains(operation)
     ]
     return DerivativeReport(
-        tuple(derivative_check.check(model, x, chosen, training))
+        tuple(derivative_check.check(model, x, chosen, training, _EXAMPLES))
     )

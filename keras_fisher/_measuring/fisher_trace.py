@@ -309,7 +309,16 @@ class _Measure:
             return lambda x: whole_batch.Recording(self._model(), x, training)
         if with_pairs:
             x, _ = _with_pairs(x, tf.zeros([2], tf.int64))
-        layout = per_example.layout_for(model, x, training)
+        try:
+            layout = per_example.layout_for(model, x, training)
+        except Exception as error:
+            if not keras_layers.has_fixed_batch(model):
+                raise
+            raise ValueError(
+                "Gradients of single examples are found with other numbers of "
+                f"examples, but {model.name} takes one alone. Use "
+                '`estimator="batch"`, or make the model without a `batch_size`.'
+            ) from error
         if self._one_by_one is None:
             self._one_by_one = per_example.untrusted(model, x, layout, training)
         return lambda x: per_example.Recording(

@@ -297,7 +297,7 @@ def _label_check(model: Any, loss: Any, x: Any) -> Callable:
         return lambda y: None
     classes = structures.apply(
         lambda outputs: outputs.shape[-1],
-        keras_layers.outputs_of(model, batches_lib.rows(x, 0, 1)),
+        keras_layers.outputs_of(model, x),
     )
     names = likelihood.names or ()
     return lambda y: likelihood.check_labels(

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from keras_fisher._common import keras_layers
 from keras_fisher._common import structures
+from keras_fisher._training.first_look import FirstLook
 from keras_fisher.likelihoods import output_checks
 from keras_fisher.likelihoods.base import Likelihood
 
@@ -87,28 +88,37 @@ def check_labels(
         likelihood.check_labels(y, classes)
 
 
-def check_outputs(
+def output_look(
+    network: keras.layers.Layer, likelihood: Likelihood
+) -> FirstLook:
+    """Looks whether outputs are what the likelihood expects."""
+    return FirstLook(
+        lambda x: _check_outputs(network, likelihood, x),
+        lambda: likelihood.constrains_outputs,
+    )
+
+
+def _check_outputs(
     network: keras.layers.Layer, likelihood: Likelihood, x: Any
 ) -> None:
-    """Raises a `ValueError` if outputs are not what the likelihood expects.
+    try:
+        outputs = keras_layers.outputs_of(network, x)
+    except Exception:  # The step says it, in its own words.
+        return
+    likelihood.check(outputs)
 
-    Tried on an example of zeros, outside the graph that is being traced.
+
+def check_operations(
+    network: keras.layers.Layer, likelihood: Likelihood, x: Any
+) -> None:
+    """Raises a `ValueError` for operations that compute other outputs.
 
     Args:
         network: The wrapped model or layer.
         likelihood: Of its outputs.
         x: A batch of its inputs, which may be symbolic.
     """
-    outputs = None
-    if likelihood.constrains_outputs and all(
-        None not in leaf.shape[1:] for leaf in keras.tree.flatten(x)
-    ):
-        with tf.init_scope():
-            zeros = keras.tree.map_structure(
-                lambda leaf: tf.zeros([1, *leaf.shape[1:]], leaf.dtype), x
-            )
-            outputs = keras_layers.outputs_of(network, zeros)
-    output_checks.check(likelihood, network, x, outputs)
+    output_checks.check(likelihood, network, x)
 
 
 def warn_of_lost_weights(network: keras.Model, stacklevel: int) -> None:

@@ -117,6 +117,9 @@ class Settings(ReadOnce, keras.Model):
             return
         if self._finds_likelihood:
             self._likelihood = of_model(self.loss, self.model)
+        self._output_look = model_checks.output_look(
+            self.model, self.likelihood
+        )
         if self.model.built:
             model_checks.check_trainable(self.model)
             self._penalty_gradient.create_state()

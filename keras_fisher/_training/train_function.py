@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from keras_fisher._training import optimizers
 from keras_fisher._training import replicas
-from keras_fisher._training.derivative_watch import DerivativeWatch
+from keras_fisher._training.first_look import FirstLook
 from keras_fisher._training.measurements import NOTHING_MEASURED
 from keras_fisher._training.measurements import Measurements
 from keras_fisher._training.schedule import Plan
@@ -54,7 +54,8 @@ class TrainFunction:
             replicas (or None) and a plan. Makes a step; returns the logs and
             what was measured.
         begin: Function of the iterator, called as an epoch begins.
-        watch: Looks at the inputs of the first step with a fresh penalty; or
+        first_look: Looks at the inputs of the first step.
+        penalty_look: Looks at those of the first step with a fresh penalty; or
             None.
     """
 
@@ -64,14 +65,17 @@ class TrainFunction:
         schedule: Schedule,
         step: Callable[[Any, tf.Tensor | None, Plan], tuple[dict, dict]],
         begin: Callable[[Any], None],
-        watch: DerivativeWatch | None = None,
+        first_look: FirstLook,
+        penalty_look: FirstLook | None = None,
     ):
         self._model = model
         self._schedule = schedule
         self._step = step
         self._begin = begin
-        self._watch = watch
-        self._watched_step: int | None = None
+        self._first_look = first_look
+        self._penalty_look = penalty_look
+        self._first_step = 0
+        self._first_fresh_step: int | None = None
         self._count = model.steps_per_execution
         self._one_step = self._in_graph(
             self._on_all_replicas(
@@ -93,19 +97,14 @@ class TrainFunction:
         """Makes the steps of one call; returns the logs of the last one."""
         if self._next_step is None:
             self._next_step = optimizers.step_of(self._model)
-            self._watched_step = self._schedule.next_fresh(self._next_step)
+            self._first_step = self._next_step
+            self._first_fresh_step = self._schedule.next_fresh(self._next_step)
             self._begin(iterator)
-        if isinstance(
-            iterator, (tf.data.Iterator, tf.distribute.DistributedIterator)
-        ):
-            logs, measured = self._many_steps(iterator)
-        else:
-            results = [
-                self._one_step(data)
-                for _, data in zip(range(self._count), iterator)
-            ]
-            logs = results[-1][0]
-            measured = _stacked([measured for _, measured in results])
+        try:
+            logs, measured = self._steps(iterator)
+        except tf.errors.OpError:
+            self._first_look.raise_error()
+            raise
         steps = np.arange(self._count) + self._next_step
         self._last_call = _Call(steps, measured)
         self._next_step += len(steps)
@@ -113,6 +112,17 @@ class TrainFunction:
         if penalty is not None and penalty.alpha_moves:
             logs = {**logs, "fisher_alpha": measured["alpha"][-1]}
         return logs
+
+    def _steps(self, iterator) -> tuple[dict, dict]:
+        if isinstance(
+            iterator, (tf.data.Iterator, tf.distribute.DistributedIterator)
+        ):
+            return self._many_steps(iterator)
+        results = [
+            self._one_step(data)
+            for _, data in zip(range(self._count), iterator)
+        ]
+        return results[-1][0], _stacked([measured for _, measured in results])
 
     def _in_graph(self, function):
         if self._model.run_eagerly:
@@ -174,14 +184,17 @@ class TrainFunction:
 
     def _watched(self, number: tf.Tensor, data: Any) -> list:
         """What a step has to wait for, so that its inputs are looked at."""
-        if self._watch is None:
-            return []
         strategy = self._model.distribute_strategy
         x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
         one = keras.tree.map_structure(
             lambda value: strategy.experimental_local_results(value)[0], x
         )
-        return self._watch.step(number, self._watched_step, one)
+        looked = self._first_look.step(number, self._first_step, one)
+        if self._penalty_look is not None:
+            looked += self._penalty_look.step(
+                number, self._first_fresh_step, one
+            )
+        return looked
 
     @property
     def measurements(self) -> Measurements:

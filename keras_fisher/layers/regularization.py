@@ -14,6 +14,7 @@ from keras_fisher._common import dtypes
 from keras_fisher._common import keras_layers
 from keras_fisher._common.read_once import ReadOnce
 from keras_fisher._derivatives import gradients as gradients_lib
+from keras_fisher._derivatives import second_derivatives
 from keras_fisher._derivatives.forward import Forward
 from keras_fisher._training import model_checks
 from keras_fisher._training import schedule
@@ -125,6 +126,7 @@ class FisherRegularization(ReadOnce, keras.layers.Wrapper):
             checks.integer("seed", seed, 0)
         self.seed = seed
         self._is_checked = False
+        self._output_look = model_checks.output_look(layer, self.likelihood)
         self.seed_generator = keras.random.SeedGenerator(seed)
         # Replicas may not meet in a call: it may be within a condition, and
         # they would find each other's losses in the one list of them.
@@ -174,7 +176,10 @@ class FisherRegularization(ReadOnce, keras.layers.Wrapper):
     def call(self, inputs, training=None):
         if not training or not self.layer.trainable_variables:
             return self.layer(inputs, training=training)
-        self._check_outputs(inputs)
+        looked = self._checked_outputs(inputs)
+        if looked:  # The update of the weights is to wait as well.
+            with tf.control_dependencies(looked):
+                inputs = keras.tree.map_structure(_identity, inputs)
         tape = tf.GradientTape(persistent=True, watch_accessed_variables=False)
         with tape:
             for variable in self.layer.trainable_variables:
@@ -201,14 +206,22 @@ class FisherRegularization(ReadOnce, keras.layers.Wrapper):
         self.step.assign_add(1)
         return forward.outputs
 
-    def _check_outputs(self, inputs) -> None:
-        """Raises a `ValueError` if they are not what is expected, once."""
+    def _checked_outputs(self, inputs) -> list:
+        """Raises a `ValueError` if they are not what is expected, once.
+
+        Returns:
+            Operations to wait for, which look at values where that takes a
+            graph; under XLA nothing does.
+        """
         context = tf.distribute.get_replica_context()
-        if self._is_checked or context is None:
-            return
-        if context.num_replicas_in_sync == 1:
-            model_checks.check_outputs(self.layer, self.likelihood, inputs)
+        if context is None or context.num_replicas_in_sync > 1:
+            return []
+        if not self._is_checked:
+            model_checks.check_operations(self.layer, self.likelihood, inputs)
         self._is_checked = True
+        if second_derivatives.compiles():
+            return []
+        return self._output_look.step(self.step.value, 0, inputs)
 
     def _planned(self, plan: Plan, forward: Forward, tape: tf.GradientTape):
         """The value to add at a step of this plan, and its gradient."""
@@ -261,6 +274,12 @@ class FisherRegularization(ReadOnce, keras.layers.Wrapper):
         length = gradients_lib.norm(of_layer)
         own = tf.cast(tf.sqrt(squared_norm), length.dtype)
         return guarded.times(shortening(length, self.penalty.bound * own))
+
+
+def _identity(tensor: tf.Tensor) -> tf.Tensor:
+    return keras_layers.with_mask(
+        tf.identity(tensor), keras_layers.mask_of(tensor)
+    )
 
 
 class _Use:

@@ -55,7 +55,7 @@ def _last_operations(layer: keras.layers.Layer, x: Any) -> Any:
         found = structures.apply(_operation_behind, outputs)
 
     specs = keras.tree.map_structure(
-        lambda t: tf.TensorSpec([1, *t.shape[1:]], t.dtype), x
+        lambda t: None if t is None else tf.type_spec_from_value(t), x
     )
     with tf.init_scope():
         try:
