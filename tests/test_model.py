@@ -15,6 +15,7 @@ import keras_fisher
 from keras_fisher import FisherModel
 from keras_fisher import FisherPenalty
 from keras_fisher import likelihoods
+from keras_fisher.layers import FisherRegularization
 
 
 @pytest.mark.parametrize(
@@ -239,3 +240,27 @@ def test_public_names():
         "InputGradientPenalty",
     ):
         assert getattr(keras_fisher, name).__doc__
+
+
+class MadeInBuild(keras.Model):
+    def build(self, input_shape):
+        self.hidden = keras.layers.Dense(4, activation="tanh")
+        self.hidden.build(input_shape)
+        self.drop = keras.layers.Dropout(0.5)
+        self.out = keras.layers.Dense(3)
+        self.out.build((None, 4))
+        self.built = True
+
+    def call(self, x, training=None):
+        return self.out(self.drop(self.hidden(x), training=training))
+
+
+@pytest.mark.parametrize("wrap", [FisherModel, FisherRegularization])
+def test_a_wrapped_model_starts_as_without_the_wrapper(wrap):
+    found = []
+    for wrapper in (lambda model: model, wrap):
+        keras.utils.set_random_seed(3)
+        network = MadeInBuild()
+        wrapper(network)(training.X)
+        found.append([v.numpy() for v in network.variables])
+    training.assert_equal(*found)

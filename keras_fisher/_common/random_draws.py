@@ -7,6 +7,8 @@ into other floats); everything here is built on them.
 
 from __future__ import annotations
 
+import random
+
 import keras
 import tensorflow as tf
 
@@ -17,6 +19,18 @@ _REPLICA_STRIDE = 0x3C6EF35F
 _OUTPUT_STRIDE = 0x510E527FADE682D1
 _PHILOX = 1
 _OTHER_STRIDE = 0x1F83D9ABFB41BD6B
+
+
+def generator(seed: int | None) -> keras.random.SeedGenerator:
+    """A source of seeds; a random one leaves the next of Keras as they are.
+
+    Keras takes those from Python's generator, as do the layers of a wrapped
+    model that are made later: they shall start as they do without the wrapper.
+    """
+    before = random.getstate()
+    made = keras.random.SeedGenerator(seed)
+    random.setstate(before)
+    return made
 
 
 def draw(seed: int | keras.random.SeedGenerator, stream: int = 0) -> tf.Tensor:

@@ -12,6 +12,7 @@ import keras
 
 from keras_fisher._common import checks
 from keras_fisher._common import dtypes
+from keras_fisher._common import random_draws
 from keras_fisher._common.read_once import ReadOnce
 from keras_fisher._training import model_checks
 from keras_fisher._training.penalty_gradient import PenaltyGradient
@@ -84,8 +85,8 @@ class Settings(ReadOnce, keras.Model):
         self._likelihood = None
         if not self._finds_likelihood:
             self._likelihood = of_model(likelihood, self.model)
-        elif self.compiled:
-            self._likelihood = of_model(self.loss, self.model)
+        if self.compiled:
+            self._prepare_training()
         self._trace_again()
 
     _instead = "Make another `FisherModel(model, penalty, seed=...)`."
@@ -97,7 +98,7 @@ class Settings(ReadOnce, keras.Model):
         """Makes room for what is measured, if anything is."""
         with self.distribute_strategy.scope():
             if self._schedule.observes and not hasattr(self, "state"):
-                self.seed_generator = keras.random.SeedGenerator(self.seed)
+                self.seed_generator = random_draws.generator(self.seed)
                 self.state = FisherState(
                     dtypes.at_least_single(self.variable_dtype).name
                 )

@@ -12,6 +12,7 @@ import tensorflow as tf
 from keras_fisher._common import checks
 from keras_fisher._common import dtypes
 from keras_fisher._common import keras_layers
+from keras_fisher._common import random_draws
 from keras_fisher._common.read_once import ReadOnce
 from keras_fisher._derivatives import gradients as gradients_lib
 from keras_fisher._derivatives import second_derivatives
@@ -127,7 +128,7 @@ class FisherRegularization(ReadOnce, keras.layers.Wrapper):
         self.seed = seed
         self._is_checked = False
         self._output_look = model_checks.output_look(layer, self.likelihood)
-        self.seed_generator = keras.random.SeedGenerator(seed)
+        self.seed_generator = random_draws.generator(seed)
         # Replicas may not meet in a call: it may be within a condition, and
         # they would find each other's losses in the one list of them.
         self.state = FisherState(

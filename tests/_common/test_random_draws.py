@@ -353,3 +353,19 @@ def test_streams_of_integers_are_independent():
     )
     correlation = np.corrcoef(draws.T)[0, 1]
     assert abs(correlation) < 4 / np.sqrt(len(draws)), correlation
+
+
+def test_a_generator_takes_no_seed_from_others():
+    keras.utils.set_random_seed(3)
+    expected = [keras.random.SeedGenerator() for _ in range(2)]
+    keras.utils.set_random_seed(3)
+    ours = random_draws.generator(None)
+    found = [keras.random.SeedGenerator() for _ in range(2)]
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a.state, b.state)
+    # It follows the seed of all, unless it has one.
+    keras.utils.set_random_seed(3)
+    np.testing.assert_array_equal(
+        random_draws.generator(None).state, ours.state
+    )
+    assert random_draws.generator(7).state.numpy()[0] == 7
