@@ -1,8 +1,8 @@
-"""Measures Tr(F), in total and by layer, and Tr(H) of a saved model.
+"""Measures Tr(F) and Tr(H) of a saved model, in total and by layer.
 
 python examples/measure.py --model=model.keras --dataset=mnist1d
 
-Prints a table, and draws Tr(F) by layer next to the model's file. The model
+Prints a table, and draws both by layer next to the model's file. The model
 may be a plain Keras model or a saved `keras_fisher.FisherModel`.
 """
 
@@ -249,23 +249,34 @@ def measure_hessian(
     model: keras.Model,
     data: tf.data.Dataset,
     likelihood: keras_fisher.likelihoods.Likelihood,
-) -> str:
-    """Measures Tr(H).
-
-    Returns:
-        The line to print.
-    """
-    is_compiled = getattr(model, "loss", None) is not None
-    trace = keras_fisher.hessian_trace(
-        model,
-        data,
-        loss=None if is_compiled else likelihood.negative_log_likelihood,
-        num_probes=_NUM_PROBES.value,
-        tolerance=_TOLERANCE.value or None,
-        seed=_SEED.value,
+) -> tuple[dict[str, keras_fisher.Estimate], keras_fisher.Estimate]:
+    """Measures Tr(H) by layer and in total, with the same probes."""
+    by_layer, total = (
+        keras_fisher.hessian_trace(
+            model,
+            data,
+            loss=None
+            if is_compiled(model)
+            else likelihood.negative_log_likelihood,
+            by=by,
+            num_probes=_NUM_PROBES.value,
+            tolerance=_TOLERANCE.value or None,
+            seed=_SEED.value,
+        )
+        for by in ("layer", "total")
     )
-    loss = "the compiled loss" if is_compiled else "-log p(y|x)"
-    return f"Tr(H): {trace} (of {loss}; at most {_NUM_PROBES.value} probes)"
+    return by_layer, total
+
+
+def is_compiled(model: keras.Model) -> bool:
+    """Whether Tr(H) is that of the compiled loss, or else of -log p(y|x)."""
+    return getattr(model, "loss", None) is not None
+
+
+def print_hessian(model: keras.Model, total: keras_fisher.Estimate) -> None:
+    """Prints Tr(H)."""
+    loss = "the compiled loss" if is_compiled(model) else "-log p(y|x)"
+    print(f"\nTr(H): {total} (of {loss}; at most {_NUM_PROBES.value} probes)")
 
 
 def tabulate(
@@ -295,41 +306,62 @@ def tabulate(
 
 
 def draw(
-    by_layer: dict[str, keras_fisher.Estimate],
-    total: keras_fisher.Estimate,
+    fisher: tuple[dict[str, keras_fisher.Estimate], keras_fisher.Estimate],
+    hessian: tuple[dict[str, keras_fisher.Estimate], keras_fisher.Estimate]
+    | None,
     path: str,
 ) -> None:
-    """Draws Tr(F) by layer, the first layer on top."""
+    """Draws the traces by layer, side by side, the first layer on top."""
+    is_empirical = _ESTIMATOR.value == "empirical"
+    panels = {"Empirical Tr(F)" if is_empirical else "Tr(F)": fisher}
+    if hessian is not None:
+        panels["Tr(H)"] = hessian
+    figure, row = plt.subplots(
+        ncols=len(panels),
+        figsize=(3 + 4 * len(panels), 1.4 + 0.32 * len(fisher[0])),
+        sharey=True,
+        squeeze=False,
+    )
+    colors = ("tab:blue", "tab:orange")
+    for axes, color, (quantity, found) in zip(row[0], colors, panels.items()):
+        draw_bars(axes, quantity, *found, color)
+    row[0][0].invert_yaxis()
+    figure.suptitle(f"{_DATASET.value}, {_SPLIT.value}")
+    figure.tight_layout()
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def draw_bars(
+    axes: matplotlib.axes.Axes,
+    quantity: str,
+    by_layer: dict[str, keras_fisher.Estimate],
+    total: keras_fisher.Estimate,
+    color: str,
+) -> None:
+    """Draws one trace by layer."""
     values = [float(trace) for trace in by_layer.values()]
     errors = [trace.standard_error for trace in by_layer.values()]
-    figure, axes = plt.subplots(figsize=(7, 1.2 + 0.32 * len(by_layer)))
     axes.barh(
         [*by_layer],
         values,
         xerr=errors if any(errors) else None,
-        color="tab:blue",
+        color=color,
         error_kw={"ecolor": "0.2", "capsize": 3},
     )
-    axes.invert_yaxis()
+    # A Hessian may be negative somewhere, which a logarithm does not take.
     positive = [value for value in values if value > 0]
-    if positive and max(positive) > _LARGE_RANGE * min(positive):
+    is_wide = positive and max(positive) > _LARGE_RANGE * min(positive)
+    if is_wide and min(values) >= 0:
         axes.set_xscale("log", nonpositive="clip")
         # Room for the smallest bar, which would start at its end.
         axes.set_xlim(left=min(positive) / 3)
     if math.isnan(total.standard_error):
         total = keras_fisher.Estimate(total)
-    is_empirical = _ESTIMATOR.value == "empirical"
-    quantity = "Empirical Tr(F)" if is_empirical else "Tr(F)"
-    axes.set(
-        title=f"{quantity} = {total} on {_DATASET.value}, {_SPLIT.value}",
-        xlabel=quantity,
-    )
+    axes.set(title=f"{quantity} = {total}", xlabel=quantity)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
-    figure.tight_layout()
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
 
 
 def print_table(table: pd.DataFrame) -> None:
@@ -371,9 +403,11 @@ def main(argv: list[str]) -> None:
         print_table(table)
         if _CSV.value:
             table.to_csv(_CSV.value, index=False)
-        draw(by_layer, total, output)
+        hessian = None
         if _HESSIAN.value:
-            print("\n" + measure_hessian(model, data, likelihood))
+            hessian = measure_hessian(model, data, likelihood)
+            print_hessian(model, hessian[1])
+        draw((by_layer, total), hessian, output)
     except (OSError, ValueError) as error:
         fail(error)
     print(f"\nFigure: {output}")

@@ -22,12 +22,14 @@ from keras_fisher._derivatives import loss_scale
 from keras_fisher._derivatives import second_derivatives
 from keras_fisher._measuring import batches as batches_lib
 from keras_fisher._measuring import function_cache
+from keras_fisher._measuring.sums import groups_of
 from keras_fisher.estimates import Estimate
 from keras_fisher.likelihoods.lookup import of_model
 
 # Fewer samples say too little of their own spread to stop by it.
 _LEAST_PROBES = 8
 _MOST_TOGETHER = 8
+_BY = ("total", "layer", "variable")
 
 
 def hessian_trace(
@@ -36,18 +38,22 @@ def hessian_trace(
     y: Any = None,
     *,
     loss: Any = None,
+    by: str = "total",
     num_probes: int = 100,
     tolerance: float | None = 0.05,
     batch_size: int | None = None,
     seed: int | None = None,
     verbose: str | int = "auto",
-) -> Estimate:
+) -> Estimate | dict[str, Estimate]:
     """Tr(H), the trace of the Hessian of the loss, on given data.
 
     H is the matrix of second derivatives of the loss L by the trainable
     variables. With probe vectors v of random signs, E[v vᵀ] is the identity, so
 
         Tr(H) = E_v [vᵀ H v],    H v = ∇_θ ⟨∇_θ L, v⟩.
+
+    The entries of v that belong to some variables give the trace of their block
+    of H, Σ_j E[v_j (H v)_j], from the same products.
 
     On several batches, L is the mean over examples, and each batch has probes
     of its own. The model is called with `training=False`.
@@ -67,9 +73,11 @@ def hessian_trace(
             its mean over examples is taken. None for what the model is
             trained on: its compiled loss with its regularization losses, and
             without a Fisher penalty.
+        by: `"total"`; `"layer"` or `"variable"` for a dict by their paths,
+            which sums to the total, and may have negative entries.
         num_probes: The most probes to take.
-        tolerance: Stop when the standard error is below this share of the
-            estimate; None to take all probes.
+        tolerance: Stop when the standard error of the total is below this share
+            of it; None to take all probes.
         batch_size: Examples computed at once, if x is not a data set; all by
             default.
         seed: Integer that the probes start from.
@@ -77,13 +85,14 @@ def hessian_trace(
             appears if reading the data once takes longer than two seconds.
 
     Returns:
-        An `Estimate`: a float with a `standard_error`, that of the random
-        probes; NaN for a single one.
+        An `Estimate`, or a dict of them: a float with a `standard_error`, that
+        of the random probes; NaN for a single one.
 
     Raises:
         ValueError: If an argument is not as described, if there is no loss,
             or if the model has no trainable variable.
     """
+    checks.choice("by", by, _BY)
     checks.integer("num_probes", num_probes, 1)
     if tolerance is not None:
         checks.number(
@@ -110,10 +119,11 @@ def hessian_trace(
         lambda: _Curvature(model, loss_of),
     )
     check_labels = _label_check(model, loss, batches.first[0])
-    samples = np.zeros([0])
+    variables = model.trainable_variables
+    samples = np.zeros([0, len(variables)])
     while len(samples) < num_probes:
         count = min(_MOST_TOGETHER, num_probes - len(samples))
-        total, examples = np.zeros([count]), 0
+        total, examples = np.zeros([count, len(variables)]), 0
         for k, batch in enumerate(batches):
             check_labels(batch[1])
             size = batches_lib.size_of(batch[0])
@@ -122,10 +132,14 @@ def hessian_trace(
             examples += size
         samples = np.concatenate([samples, total / examples])
         if tolerance is not None and len(samples) >= _LEAST_PROBES:
-            estimate = _estimate(samples)
+            estimate = _estimate(samples.sum(axis=1))
             if estimate.standard_error <= tolerance * abs(estimate):
                 break
-    return _estimate(samples)
+    found = {
+        name: _estimate(samples[:, members].sum(axis=1))
+        for name, members in groups_of(variables, by).items()
+    }
+    return found["total"] if by == "total" else found
 
 
 def _estimate(samples: np.ndarray) -> Estimate:
@@ -136,7 +150,10 @@ def _estimate(samples: np.ndarray) -> Estimate:
 
 
 class _Curvature:
-    """vᵀ H v on batches of one model, for several probes at once."""
+    """The terms of vᵀ H v by variable, for several probes at once.
+
+    Of each batch, of shape `(probes, variables)`.
+    """
 
     def __init__(self, model, loss_of: Callable):
         # A weak reference, or the model would live as long as the program.
@@ -215,7 +232,7 @@ class _Curvature:
                     output_gradients=vector,
                     unconnected_gradients=tf.UnconnectedGradients.ZERO,
                 )
-            return _inner_product(vector, gradients_lib.dense(products))
+            return _inner_products(vector, gradients_lib.dense(products))
 
         return _for_each(curvature, count, weights)
 
@@ -239,7 +256,7 @@ class _Curvature:
                 for s in (step, -step)
             )
             change = [a - b for a, b in zip(ahead, behind)]
-            return _inner_product(vector, change) / (2.0 * step)
+            return _inner_products(vector, change) / (2.0 * step)
 
         return _for_each(curvature, count, weights)
 
@@ -254,9 +271,9 @@ def _signs(weights: list, seed: tf.Tensor, k: tf.Tensor) -> list[tf.Tensor]:
     return vector
 
 
-def _inner_product(a: list, b: list) -> tf.Tensor:
+def _inner_products(a: list, b: list) -> tf.Tensor:
     dtype = gradients_lib.common_dtype(a)
-    return tf.add_n(
+    return tf.stack(
         [
             tf.reduce_sum(tf.cast(u, dtype) * tf.cast(v, dtype))
             for u, v in zip(a, b)
@@ -268,7 +285,9 @@ def _for_each(function: Callable, count: int, weights: list) -> tf.Tensor:
     return tf.map_fn(
         function,
         tf.range(count),
-        fn_output_signature=gradients_lib.common_dtype(weights),
+        fn_output_signature=tf.TensorSpec(
+            [len(weights)], gradients_lib.common_dtype(weights)
+        ),
         parallel_iterations=1,
     )
 

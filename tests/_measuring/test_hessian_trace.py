@@ -94,6 +94,65 @@ def test_probes_see_the_whole_hessian(name, jit_compile):
     assert trace.standard_error == pytest.approx(error, rel=1e-5)
 
 
+def _by_variable(model, matrix, seed, count) -> np.ndarray:
+    """v_j (H v)_j for the probes, added up in the block of each variable."""
+    values = [tf.constant(v.numpy()) for v in model.trainable_variables]
+    ends = np.cumsum([np.size(value) for value in values])[:-1]
+    found = []
+    for k in range(count):
+        probe = hessian_trace._signs(
+            values, tf.constant([seed, 0], tf.int64), tf.constant(k)
+        )
+        v = np.concatenate([np.ravel(p) for p in probe])
+        found.append([part.sum() for part in np.split(v * (matrix @ v), ends)])
+    return np.array(found)
+
+
+@pytest.mark.parametrize(
+    "name, jit_compile", [("dense", False), ("dense", True), ("shared", False)]
+)
+def test_by_layer_and_variable_from_the_same_probes(name, jit_compile):
+    model, x = networks.build(name)
+    model.compile("sgd", _LOSS, jit_compile=jit_compile)
+    matrix = _whole_hessian(model, lambda: _LOSS(_Y, model(x)))
+    terms = _by_variable(model, matrix, seed=5, count=8)
+
+    def measure(by):
+        return keras_fisher.hessian_trace(
+            model, x, _Y, by=by, num_probes=8, tolerance=None, seed=5
+        )
+
+    variables = measure("variable")
+    assert list(variables) == [v.path for v in model.trainable_variables]
+    for found, expected in zip(variables.values(), terms.T, strict=True):
+        assert found == pytest.approx(expected.mean(), rel=1e-6, abs=1e-9)
+        error = expected.std(ddof=1) / np.sqrt(8)
+        assert found.standard_error == pytest.approx(error, rel=1e-4, abs=1e-9)
+
+    layers_of = [v.path.rpartition("/")[0] for v in model.trainable_variables]
+    by_layer = measure("layer")
+    assert list(by_layer) == list(dict.fromkeys(layers_of))
+    for layer, found in by_layer.items():
+        own = terms[:, [each == layer for each in layers_of]].sum(axis=1)
+        assert found == pytest.approx(own.mean(), rel=1e-6)
+        error = own.std(ddof=1) / np.sqrt(8)
+        assert found.standard_error == pytest.approx(error, rel=1e-5)
+    assert sum(by_layer.values()) == pytest.approx(measure("total"), rel=1e-9)
+
+
+def test_many_probes_find_the_diagonal_blocks():
+    model, x = networks.build("dense")
+    model.compile("sgd", _LOSS)
+    matrix = _whole_hessian(model, lambda: _LOSS(_Y, model(x)))
+    sizes = [v.shape.num_elements() for v in model.trainable_variables]
+    blocks = np.split(np.diag(matrix), np.cumsum(sizes)[:-1])
+    found = keras_fisher.hessian_trace(
+        model, x, _Y, by="variable", num_probes=400, tolerance=None, seed=1
+    )
+    for trace, block in zip(found.values(), blocks, strict=True):
+        assert abs(trace - block.sum()) <= 4 * trace.standard_error + 1e-6
+
+
 @pytest.mark.parametrize("name", ["lstm", "embedding"])
 def test_recurrent_layers_and_repeated_rows(name):
     model, x = networks.build(name)
@@ -311,6 +370,7 @@ def test_half_precision_is_near():
     "arguments, message",
     [
         (dict(num_probes=0), "`num_probes` must be an integer of at least 1"),
+        (dict(by="example"), "`by` must be"),
         (dict(tolerance=0.0), "`tolerance` must be a positive"),
         (dict(tolerance=float("nan")), "`tolerance` must be a positive"),
         (dict(loss=None), "not compiled"),

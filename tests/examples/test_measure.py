@@ -48,13 +48,20 @@ def _printed_hessian(output):
     return [float(number) for number in found.groups()]
 
 
-def _lengths_of_bars(path):
+def _lengths_of_bars(path, color="tab:blue"):
     """Lengths of the bars in pixels, from top to bottom."""
     pixels = image.imread(path)[..., :3]
-    bar = abs(pixels - colors.to_rgb("tab:blue")).max(axis=-1) < 0.02
+    bar = abs(pixels - colors.to_rgb(color)).max(axis=-1) < 0.02
     rows = np.flatnonzero(bar.any(axis=1))
     bands = np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1)
     return [np.ptp(np.flatnonzero(bar[band].any(axis=0))) for band in bands]
+
+
+def _assert_bars(path, values, color):
+    lengths = _lengths_of_bars(path, color)
+    assert np.divide(lengths, max(lengths)) == pytest.approx(
+        values / values.max(), abs=0.02
+    )
 
 
 def test_measure_agrees_with_the_library(data_dir, tmp_path):
@@ -107,10 +114,12 @@ def test_measure_agrees_with_the_library(data_dir, tmp_path):
         pytest.approx(hessian.standard_error, rel=0.05),
     ]
 
-    lengths = _lengths_of_bars(tmp_path / "net_trace_by_layer.png")
-    assert np.divide(lengths, max(lengths)) == pytest.approx(
-        layers.to_numpy() / layers.max(), abs=0.02
+    figure = tmp_path / "net_trace_by_layer.png"
+    _assert_bars(figure, layers.to_numpy(), "tab:blue")
+    hessian = keras_fisher.hessian_trace(
+        model, data, by="layer", num_probes=16, seed=3
     )
+    _assert_bars(figure, np.abs([*hessian.values()]), "tab:orange")
 
 
 @pytest.mark.slow
