@@ -12,6 +12,7 @@ import keras
 import tensorflow as tf
 
 from keras_fisher._common import checks
+from keras_fisher._common import files
 from keras_fisher._measuring.fisher_trace import fisher_trace
 from keras_fisher._measuring.sums import groups_of
 from keras_fisher._tensorboard import event_files
@@ -127,7 +128,9 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
         check_model(model)
         self._writes = replicas.writes(model.distribute_strategy)
         if self._writes:
-            _check_writable(self.log_dir)
+            files.check_writable(
+                "log_dir", os.path.join(self.log_dir, tags.TRAIN)
+            )
         # Keras draws graphs of Functional and Sequential models alone.
         super().set_model(model.model)
         keras.callbacks.Callback.set_model(self, model)
@@ -445,17 +448,3 @@ def _holds_run(directory: str) -> bool:
         tags.is_fisher(point.tag)
         for point in event_files.scalars(os.path.join(directory, tags.TRAIN))
     )
-
-
-def _check_writable(directory: str) -> None:
-    trial = os.path.join(directory, tags.TRAIN, ".writable")
-    try:
-        tf.io.gfile.makedirs(os.path.dirname(trial))
-        with tf.io.gfile.GFile(trial, "w") as file:
-            file.write("")
-        tf.io.gfile.remove(trial)
-    except (tf.errors.OpError, OSError) as error:
-        raise ValueError(
-            "`log_dir` must be a directory that can be written. Received: "
-            f"log_dir={directory!r}, and writing fails: {error}"
-        ) from error

@@ -392,37 +392,6 @@ def test_a_killed_run_ends_as_one_never_killed(
     _assert_same_run(tmp_path / "run", end, whole_directory, expected)
 
 
-def test_a_backup_that_was_not_finished_is_not_used(tmp_path):
-    class Torn(keras.callbacks.Callback):
-        def on_epoch_begin(self, epoch, logs=None):
-            if epoch == 2:
-                self.model.save_weights = self.tear
-
-        def tear(self, filepath, **kwargs):
-            pathlib.Path(filepath).write_bytes(b"half of it")
-            raise KeyboardInterrupt
-
-    def fit(*extra):
-        model = _model("every step")
-        backup = BackupAndRestore(tmp_path / "backup")
-        return model.fit(
-            _batches(model, _STEPS),
-            epochs=4,
-            verbose=0,
-            callbacks=[backup, *extra],
-        )
-
-    with pytest.raises(KeyboardInterrupt):
-        fit(Torn())
-    assert fit().epoch == [2, 3]
-    assert os.listdir(tmp_path / "backup") == [], "deleted at the end"
-
-
-def test_a_backup_has_a_directory():
-    with pytest.raises(ValueError, match="backup_dir=''"):
-        BackupAndRestore("")
-
-
 # Workers.
 
 
