@@ -86,6 +86,20 @@ def hyperparameters(directory: str) -> dict[str, float | str | bool]:
     return found
 
 
+def has_ended(directory: str) -> bool:
+    """Whether a run that is written into a directory has told of its end."""
+    return any(
+        value.tag == hparams_metadata.SESSION_END_INFO_TAG
+        for event in _events(directory)
+        for value in event.summary.value
+    )
+
+
+def begins_run(tag: str) -> bool:
+    """Whether what is written under a tag tells what run has begun."""
+    return tag == hparams_metadata.SESSION_START_INFO_TAG
+
+
 def take_out(directory: str, unwanted: Callable[[str, int], bool]) -> int:
     """Takes the unwanted curve points out of the files of a directory.
 

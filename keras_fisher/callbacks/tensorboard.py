@@ -17,6 +17,7 @@ from keras_fisher._measuring.fisher_trace import fisher_trace
 from keras_fisher._measuring.sums import groups_of
 from keras_fisher._tensorboard import event_files
 from keras_fisher._tensorboard import hyperparameters as hyperparameters_lib
+from keras_fisher._tensorboard import run_directories
 from keras_fisher._tensorboard import summaries
 from keras_fisher._tensorboard import tags
 from keras_fisher._training import replicas
@@ -56,9 +57,11 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
     A directory holds one run. A run that is resumed (its optimizer's step is
     not 0) goes on in it: points of steps that it will repeat, which a killed
     process has left, are taken out of the event files, and the files as they
-    were are kept under names that TensorBoard does not read. A run that starts
-    at step 0 in a directory that holds one already is written to `run_2`,
-    `run_3`, ... inside of it, with a warning.
+    were are kept under names that TensorBoard does not read. So it is, with a
+    warning, for all points of a run that starts at step 0 where one with the
+    same hyperparameters has begun and not ended. Any other run that starts in
+    a directory that holds one already, or that another process is writing, is
+    written to `run_2`, `run_3`, ... inside of it, with a warning.
 
     With several workers the chief alone writes. The others read the directory
     when a run is resumed, so they should share it.
@@ -160,27 +163,33 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
         if self._end != (self.log_dir, step):
             self._choose_directory(step)
             self._restore(step, epoch)
+        elif self._writes:
+            run_directories.lock(self.log_dir)
         self._session = self._new_session()
         self._pages_are_open = False
         self._layers = None
 
     def _choose_directory(self, step: int) -> None:
-        directories = [self._root]
-        while _holds_run(directories[-1]):
-            directories.append(
-                os.path.join(self._root, f"run_{len(directories) + 1}")
+        if self._writes:
+            choice = run_directories.choose(
+                self._root, step, self._hyperparameters()
             )
-        # A resumed run is the latest one.
-        directory = directories[-2 if step and len(directories) > 1 else -1]
-        if directory == self.log_dir:
+        else:
+            # Which is read alone, and locked by the chief.
+            self.log_dir = run_directories.latest(self._root, step)
+            choice = run_directories.Choice(self.log_dir)
+        if choice.directory == self.log_dir and not choice.begins_anew:
             return
-        warnings.warn(
-            f"{self._root} holds a run already, so this one is written to "
-            f"{directory}. Give each run a directory of its own.",
-            stacklevel=2,
-        )
-        super().on_train_end()
-        self.log_dir = directory
+        warnings.warn(choice.warning, stacklevel=2)
+        super().on_train_end()  # closes the files
+        if choice.begins_anew:
+            # That of the curves last, by which a run is known.
+            for name in reversed(tags.SPLITS):
+                event_files.take_out(
+                    os.path.join(choice.directory, name),
+                    lambda tag, at: not event_files.begins_run(tag),
+                )
+        self.log_dir = choice.directory
         self.set_model(self.model)
         super().on_train_begin()
 
@@ -194,9 +203,9 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
                 )
         traces, layers, single, probed = {}, {}, {}, set()
         prefix = tags.TRACE_BY_LAYER
-        for point in event_files.scalars(
-            os.path.join(self.log_dir, tags.TRAIN)
-        ):
+        # Where a run begins, there is nothing of it yet.
+        directory = os.path.join(self.log_dir, tags.TRAIN)
+        for point in event_files.scalars(directory) if step else ():
             if point.tag == tags.TRACE:
                 traces[point.step] = point.value
             elif point.tag.startswith(prefix):
@@ -277,6 +286,8 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
             self._write(self._session, (step, summaries.session_end()))
             self._session.close()
         super().on_train_end(logs)
+        if self._writes:
+            run_directories.unlock(self.log_dir)
         self._end = self.log_dir, step
 
     # Of several workers the chief writes; what the others write goes nowhere.
@@ -406,13 +417,18 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
             has_bound="fisher_ratio" in logs,
         )
         self._write(self._train_writer, (0, charts))
-        found = hyperparameters_lib.of(self.model, batch_size)
-        found |= hyperparameters_lib.simple(self.hyperparameters)
+        found = self._hyperparameters(batch_size)
         # Unique, and begins with what the narrow column can show.
         parent, name = os.path.split(os.path.normpath(self.log_dir))
         buffer = summaries.session_start(found, f"{name} in {parent or '.'}")
         self._write(self._session, (0, buffer))
         self._pages_are_open = True
+
+    def _hyperparameters(self, batch_size: int | None = None) -> dict:
+        return {
+            **hyperparameters_lib.of(self.model, batch_size),
+            **hyperparameters_lib.simple(self.hyperparameters),
+        }
 
     def _write_metrics(self, logs: Mapping[str, float], step: int) -> None:
         early = self.early_phase
@@ -441,10 +457,3 @@ def _prefixed(prefix: str, values: Mapping[str, float]) -> dict[str, float]:
 
 def _nowhere() -> tf.summary.SummaryWriter:
     return tf.summary.create_noop_writer()
-
-
-def _holds_run(directory: str) -> bool:
-    return any(
-        tags.is_fisher(point.tag)
-        for point in event_files.scalars(os.path.join(directory, tags.TRAIN))
-    )

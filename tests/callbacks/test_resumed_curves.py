@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import signal
@@ -45,6 +46,56 @@ def test_a_second_run_in_a_directory_gets_one_of_its_own(tmp_path):
     after = _contents(tmp_path)
     for path, content in first.items():
         assert after[path] == content
+
+
+def test_a_run_killed_before_any_backup_is_begun_anew(tmp_path):
+    """However often: there is one run, as if it had not been killed."""
+
+    def run(directory, *extra):
+        board = FisherTensorBoard(directory, probe=written_curves.X[:8])
+        written_curves.fit(
+            written_curves.model(FisherPenalty(0.1)),
+            [board, *extra],
+            validation_data=(written_curves.X, written_curves.Y),
+        )
+
+    for number, step in enumerate((3, 7)):
+        with (
+            contextlib.nullcontext()
+            if number == 0
+            else pytest.warns(UserWarning, match="takes its place"),
+            pytest.raises(KeyboardInterrupt),
+        ):
+            run(tmp_path / "killed", _Stop(step))
+    with pytest.warns(UserWarning, match="replaced-"):
+        run(tmp_path / "killed")
+    run(tmp_path / "whole")
+    assert not (tmp_path / "killed" / "run_2").exists()
+    assert list((tmp_path / "killed" / "train").glob("replaced-1.*"))
+    for name in ("train", "validation", "hparams"):
+        killed, whole = (
+            sorted(p[:3] for p in event_files.scalars(str(tmp_path / d / name)))
+            for d in ("killed", "whole")
+        )
+        assert killed == whole, name
+        assert len(whole) > 0
+    found = event_files.hyperparameters(str(tmp_path / "killed" / "hparams"))
+    assert found["batch_size"] == 8
+
+
+def test_a_directory_is_locked_as_long_as_it_is_written(tmp_path):
+    seen = []
+    look = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: seen.append(
+            (tmp_path / ".lock").exists()
+        )
+    )
+    board, model = FisherTensorBoard(tmp_path), written_curves.model()
+    for _ in range(2):  # the second goes on
+        seen.clear()
+        written_curves.fit(model, [board, look], 1)
+        assert seen == [True] * 5
+        assert not (tmp_path / ".lock").exists()
 
 
 def test_a_resumed_run_goes_on_in_the_latest_directory(tmp_path):

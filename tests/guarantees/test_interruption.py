@@ -313,11 +313,8 @@ def _supervise(directory, penalty, how, kinds=(), seed=0, seconds=None):
 
 
 def _points(directory, name):
-    # Where nothing was backed up before the kill, the run has begun anew.
-    *_, logs = [
-        directory / "logs",
-        *sorted((directory / "logs").glob("run_*")),
-    ]
+    logs = directory / "logs"
+    assert not list(logs.glob("run_*")), "there is but one run"
     return sorted(p[:3] for p in event_files.scalars(str(logs / name)))
 
 

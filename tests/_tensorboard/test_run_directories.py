@@ -1,0 +1,133 @@
+"""Directories of runs, and processes that want the same one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import tensorflow as tf
+
+from keras_fisher._tensorboard import run_directories
+from keras_fisher._tensorboard import summaries
+from keras_fisher._tensorboard import tags
+
+_HYPERPARAMETERS = {"alpha": 0.1, "model": "network", "is_new": True}
+
+
+def _write(directory, name, *buffers):
+    writer = tf.summary.create_file_writer(str(directory / name))
+    with writer.as_default():
+        for buffer in buffers:
+            tf.summary.experimental.write_raw_pb(buffer, step=0)
+    writer.close()
+
+
+def _run(directory, hyperparameters=_HYPERPARAMETERS, *, ends=False):
+    """Writes the beginning of a run, and perhaps its end."""
+    start = summaries.session_start({**hyperparameters, "batch_size": 8.0}, "")
+    _write(directory, tags.HPARAMS, start)
+    _write(directory, tags.TRAIN, summaries.scalars({tags.TRACE: 1.0}))
+    if ends:
+        _write(directory, tags.HPARAMS, summaries.session_end())
+
+
+def _choose(root, step=0):
+    choice = run_directories.choose(str(root), step, _HYPERPARAMETERS)
+    run_directories.unlock(choice.directory)
+    return os.path.relpath(choice.directory, root), choice.begins_anew, choice
+
+
+_LOCKS = """
+import sys
+sys.path[:0] = {path!r}
+from keras_fisher._tensorboard import run_directories
+print(run_directories.lock({directory!r}), flush=True)
+sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def _locked(directory):
+    """Has another process lock a directory, and kills it."""
+    code = _LOCKS.format(path=sys.path, directory=str(directory))
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout.readline() == "True\n"
+        yield
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_a_run_starts_where_there_is_none(tmp_path):
+    assert _choose(tmp_path / "new")[:2] == (".", False)
+    assert _choose(tmp_path, step=3)[:2] == (".", False)
+    assert os.listdir(tmp_path / "new") == [], "no lock stays"
+
+
+@pytest.mark.parametrize(
+    "run, expected",
+    [
+        ({}, (".", True)),
+        ({"ends": True}, ("run_2", False)),
+        (
+            {"hyperparameters": _HYPERPARAMETERS | {"alpha": 0.2}},
+            ("run_2", False),
+        ),
+        ({"hyperparameters": {"alpha": 0.1}}, ("run_2", False)),
+    ],
+)
+def test_a_run_starts_over_what_it_has_begun(run, expected, tmp_path):
+    _run(tmp_path, **run)
+    *found, choice = _choose(tmp_path)
+    assert tuple(found) == expected
+    says = "takes its place" if expected[1] else "holds a run already"
+    assert says in choice.warning
+
+
+def test_a_resumed_run_goes_on_in_the_latest(tmp_path):
+    _run(tmp_path, ends=True)
+    _run(tmp_path / "run_2")
+    assert _choose(tmp_path, step=3)[:2] == ("run_2", False)
+    assert run_directories.latest(str(tmp_path), 3) == str(tmp_path / "run_2")
+    assert run_directories.latest(str(tmp_path), 0) == str(tmp_path)
+
+
+@pytest.mark.slow
+def test_what_another_process_writes_is_not_taken(tmp_path):
+    with _locked(tmp_path):
+        assert not run_directories.lock(str(tmp_path))
+        *found, choice = _choose(tmp_path)
+        assert found == ["run_2", False]
+        assert "another process" in choice.warning
+        _run(tmp_path)
+        _run(tmp_path / "run_2", ends=True)
+        assert _choose(tmp_path)[0] == "run_3"
+    # Killed.
+    assert _choose(tmp_path)[:2] == (".", True)
+    with _locked(tmp_path / "run_2"):
+        assert _choose(tmp_path, step=3)[0] == "."
+
+
+def test_a_lock_taken_away_meanwhile_is_taken_again(tmp_path, monkeypatch):
+    is_there = iter([False, True])
+    monkeypatch.setattr(
+        run_directories, "_is_there", lambda path, file: next(is_there)
+    )
+    assert run_directories.lock(str(tmp_path))
+    assert next(is_there, None) is None
+    run_directories.unlock(str(tmp_path))
+
+
+def test_where_nothing_can_be_locked_nobody_is_told_apart(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    assert run_directories.lock(str(tmp_path / "file"))
+    assert run_directories.lock("gs://bucket/logs")
+    assert not os.path.exists("gs:")
