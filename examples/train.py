@@ -110,6 +110,12 @@ _LOG_DIR = flags.DEFINE_string(
     "Directory for TensorBoard; nothing is written without.",
     allow_override=True,  # of the flag for files of absl's own log
 )
+_BACKUP_DIR = flags.DEFINE_string(
+    "backup_dir",
+    None,
+    "Directory for a backup after each epoch; none is made without. The same "
+    "command goes on from there after a kill. Deleted when training ends.",
+)
 
 flags.register_validator(
     "fraction",
@@ -222,6 +228,11 @@ def main(argv: list[str]) -> None:
                     "label_noise": _LABEL_NOISE.value,
                 },
             )
+        )
+    if _BACKUP_DIR.value:
+        # The last, so that no backup is ahead of the curves.
+        callbacks.append(
+            keras_fisher.callbacks.BackupAndRestore(_BACKUP_DIR.value)
         )
     model.fit(
         data.train,

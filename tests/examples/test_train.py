@@ -48,6 +48,39 @@ def test_what_replicas_cannot_do_is_refused(flag, data_dir):
     assert "Epoch" not in result.stdout
 
 
+@pytest.mark.slow
+def test_a_killed_run_goes_on_from_its_backup(data_dir, tmp_path):
+    flags = [
+        "--model=mlp",
+        "--dataset=digits",
+        "--epochs=40",
+        f"--backup_dir={tmp_path / 'backup'}",
+    ]
+    with subprocess.Popen(
+        [sys.executable, str(scripts.ROOT / "examples/train.py"), *flags],
+        env=os.environ
+        | {"TFDS_DATA_DIR": str(data_dir), "PYTHONPATH": str(scripts.ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        for line in process.stdout:
+            if "Epoch 3/" in line:
+                break
+        process.kill()
+    backups = sorted(os.listdir(tmp_path / "backup"))
+    assert "epoch-2" in backups
+    result = scripts.run("train.py", *flags, data_dir=data_dir)
+    assert result.returncode == 0, result.stderr
+    epochs = [
+        int(line.split()[1].split("/")[0])
+        for line in result.stdout.splitlines()
+        if line.startswith("Epoch")
+    ]
+    assert epochs[0] >= 3
+    assert epochs[-1] == 40
+    assert os.listdir(tmp_path / "backup") == []
+
+
 def test_train_by_replicas_learns(data_dir):
     result = scripts.run(
         "train.py",
