@@ -10,8 +10,12 @@ from typing import Any
 
 def number(
     name: str, value: Any, allowed: Callable[[Any], bool], description: str
-) -> None:
-    """Raises a `ValueError` unless `value` is a number that is allowed."""
+) -> float:
+    """Returns a number as Python's, with which all that takes numbers works.
+
+    Raises:
+        ValueError: Unless `value` is a number, also of NumPy, that is allowed.
+    """
     if (
         isinstance(value, bool)
         or not isinstance(value, numbers.Real)
@@ -20,12 +24,17 @@ def number(
         raise ValueError(
             f"`{name}` must be {description}. Received: {name}={value!r}"
         )
+    return float(value)
 
 
 def integer(
     name: str, value: Any, minimum: int, description: str | None = None
-) -> None:
-    """Raises a `ValueError` unless `value` is an integer >= `minimum`."""
+) -> int:
+    """Returns an integer as Python's, with which all that takes them works.
+
+    Raises:
+        ValueError: Unless `value` is an integer, also of NumPy, >= `minimum`.
+    """
     if (
         isinstance(value, bool)
         or not isinstance(value, numbers.Integral)
@@ -36,6 +45,7 @@ def integer(
             f"{description or f'of at least {minimum}'}. "
             f"Received: {name}={value!r}"
         )
+    return int(value)
 
 
 def choice(name: str, value: Any, allowed: Sequence) -> None:

@@ -69,7 +69,7 @@ def start(seed: int | None) -> int:
         ValueError: If `seed` is not an integer of at least 0.
     """
     if seed is not None:
-        checks.integer("seed", seed, 0)
+        seed = checks.integer("seed", seed, 0)
     source = keras.random.SeedGenerator() if seed is None else seed
     return int(draw(source)[0])
 

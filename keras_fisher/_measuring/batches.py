@@ -57,7 +57,7 @@ class Batches:
     ):
         checks.choice("verbose", verbose, (0, 1, "auto"))
         if batch_size is not None:
-            checks.integer("batch_size", batch_size, 1)
+            batch_size = checks.integer("batch_size", batch_size, 1)
         self._verbose = verbose
         self._arrays = None
         if isinstance(x, tf.data.Dataset):

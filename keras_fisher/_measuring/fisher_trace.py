@@ -134,7 +134,7 @@ def fisher_trace(
     """
     checks.choice("estimator", estimator, tuple(ESTIMATORS))
     checks.choice("by", by, _BY)
-    checks.integer("num_samples", num_samples, 1)
+    num_samples = checks.integer("num_samples", num_samples, 1)
     row = ESTIMATORS[estimator]
     if by == "example" and not row.by_example:
         raise ValueError(

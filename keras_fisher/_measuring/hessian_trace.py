@@ -93,9 +93,9 @@ def hessian_trace(
             or if the model has no trainable variable.
     """
     checks.choice("by", by, _BY)
-    checks.integer("num_probes", num_probes, 1)
+    num_probes = checks.integer("num_probes", num_probes, 1)
     if tolerance is not None:
-        checks.number(
+        tolerance = checks.number(
             "tolerance",
             tolerance,
             lambda t: 0 < t < math.inf,

@@ -48,7 +48,7 @@ def simple(values: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: _simple(value)
         for key, value in values.items()
-        if value is not None and value != []
+        if value is not None and not (isinstance(value, list) and not value)
     }
 
 
@@ -72,6 +72,8 @@ def _name(thing: Any) -> str:
 
 
 def _simple(value: Any) -> bool | float | str:
+    if getattr(value, "shape", None) == ():  # a scalar, whoever's it is
+        value = keras.ops.convert_to_numpy(value).item()
     if isinstance(value, (bool, str)):
         return value
     if isinstance(value, numbers.Real):

@@ -37,7 +37,7 @@ class Settings(ReadOnce, keras.Model):
     def __init__(self, model, penalty, likelihood, trace_every, seed, **kwargs):
         super().__init__(**kwargs)
         if seed is not None:
-            checks.integer("seed", seed, 0)
+            seed = checks.integer("seed", seed, 0)
         self.model = model
         self.seed = seed
         self._penalty, self._trace_every = None, None
@@ -70,7 +70,7 @@ class Settings(ReadOnce, keras.Model):
     @trace_every.setter
     def trace_every(self, trace_every: int | None) -> None:
         if trace_every is not None:
-            checks.integer("trace_every", trace_every, 1)
+            trace_every = checks.integer("trace_every", trace_every, 1)
         self._trace_every = trace_every
         self._observe()
 

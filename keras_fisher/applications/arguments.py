@@ -48,16 +48,21 @@ def checked_shape(
             f"pooled {times}. Received: input_shape={input_shape!r}. Resize "
             "or pad them."
         )
-    return shape
+    return tuple(map(int, shape))
 
 
-def check_classes(classes: int) -> None:
-    """Raises a `ValueError` unless `classes` is a positive integer."""
+def checked_classes(classes: int) -> int:
+    """Returns `classes` as an integer of Python.
+
+    Raises:
+        ValueError: Unless it is a positive integer.
+    """
     if not _is_positive_integer(classes):
         raise ValueError(
             "`classes` must be a positive integer, the number of outputs. "
             f"Received: classes={classes!r}."
         )
+    return int(classes)
 
 
 def repetitions(depth: int, step: int, rest: int) -> int:
@@ -67,6 +72,7 @@ def repetitions(depth: int, step: int, rest: int) -> int:
         ValueError: If there is none.
     """
     is_integer = _is_positive_integer(depth)
+    depth = int(depth) if is_integer else depth
     n, excess = divmod(depth - rest, step) if is_integer else (0, 0)
     if n < 1 or excess:
         n = max(n, 1)

@@ -78,10 +78,10 @@ def DenseNet(
     793150
     """
     shape = arguments.checked_shape(input_shape, poolings=_BLOCKS - 1)
-    arguments.check_classes(classes)
+    classes = arguments.checked_classes(classes)
     layers_per_block = arguments.repetitions(depth, 6 if bottleneck else 3, 4)
-    checks.integer("growth_rate", growth_rate, 1)
-    checks.number(
+    growth_rate = checks.integer("growth_rate", growth_rate, 1)
+    reduction = checks.number(
         "reduction",
         reduction,
         lambda share: 0 < share <= 1,

@@ -63,7 +63,7 @@ def ResNet(
     271098
     """
     shape = arguments.checked_shape(input_shape)
-    arguments.check_classes(classes)
+    classes = arguments.checked_classes(classes)
     blocks_per_stage = arguments.repetitions(depth, 6, 2)
     inputs = keras.Input(shape, name="inputs")
     x = blocks.conv(inputs, _STAGES[0], 3, name="conv")

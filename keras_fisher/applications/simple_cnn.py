@@ -63,7 +63,7 @@ def SimpleCNN(
     591274
     """
     shape = arguments.checked_shape(input_shape, ranks=(2, 3), poolings=2)
-    arguments.check_classes(classes)
+    classes = arguments.checked_classes(classes)
     features = _signal_features if len(shape) == 2 else _image_features
     inputs = keras.Input(shape, name="inputs")
     outputs = keras.layers.Dense(

@@ -60,7 +60,7 @@ def VGG11(
     9225610
     """
     shape = arguments.checked_shape(input_shape, poolings=len(_BLOCKS))
-    arguments.check_classes(classes)
+    classes = arguments.checked_classes(classes)
     inputs = x = keras.Input(shape, name="inputs")
     for block, convolutions in enumerate(_BLOCKS, start=1):
         for index, filters in enumerate(convolutions, start=1):

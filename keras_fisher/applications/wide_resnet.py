@@ -69,10 +69,10 @@ def WideResNet(
     36497146
     """
     shape = arguments.checked_shape(input_shape)
-    arguments.check_classes(classes)
+    classes = arguments.checked_classes(classes)
     blocks_per_stage = arguments.repetitions(depth, 6, 4)
-    checks.integer("widen_factor", widen_factor, 1)
-    checks.number(
+    widen_factor = checks.integer("widen_factor", widen_factor, 1)
+    dropout = checks.number(
         "dropout", dropout, lambda share: 0 <= share < 1, "a number in [0, 1)"
     )
     inputs = keras.Input(shape, name="inputs")

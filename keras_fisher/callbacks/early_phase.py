@@ -73,9 +73,11 @@ class EarlyPhase(keras.callbacks.Callback):
         super().__init__()
         checks.choice("mode", mode, ("auto", "min", "max"))
         if threshold is not None:
-            checks.number("threshold", threshold, math.isfinite, "finite")
+            threshold = checks.number(
+                "threshold", threshold, math.isfinite, "finite"
+            )
         if warn_above is not None:
-            checks.number(
+            warn_above = checks.number(
                 "warn_above", warn_above, lambda v: v >= 1, "at least 1"
             )
         self.monitor = monitor

@@ -36,7 +36,9 @@ class Probe:
         seed: int = 0,
     ):
         if every != "epoch":
-            checks.integer("probe_every", every, 1, 'of at least 1, or "epoch"')
+            every = checks.integer(
+                "probe_every", every, 1, 'of at least 1, or "epoch"'
+            )
         self.x, self.y = data if isinstance(data, tuple) else (data, None)
         self.every = every
         self.estimator = estimator

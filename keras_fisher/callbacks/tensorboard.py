@@ -113,14 +113,13 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
         **kwargs,
     ):
         super().__init__(log_dir, *args, **kwargs)
-        checks.integer("write_every", write_every, 1)
         self.early_phase = EarlyPhase() if early_phase is None else early_phase
         self.probe = None
         if probe is not None:
             self.probe = Probe(probe, probe_every, probe_estimator)
         self.by_layer = by_layer
         self.heat_map = heat_map
-        self.write_every = write_every
+        self.write_every = checks.integer("write_every", write_every, 1)
         self.hyperparameters = dict(hyperparameters or {})
         self._root = self.log_dir
         self._end = None  # directory and step where the last fit has ended

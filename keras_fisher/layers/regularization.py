@@ -124,7 +124,7 @@ class FisherRegularization(ReadOnce, keras.layers.Wrapper):
                 "(`keras.layers.Masking`), or use `FisherModel`."
             )
         if seed is not None:
-            checks.integer("seed", seed, 0)
+            seed = checks.integer("seed", seed, 0)
         self.seed = seed
         self._is_checked = False
         self._output_look = model_checks.output_look(layer, self.likelihood)

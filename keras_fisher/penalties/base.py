@@ -145,11 +145,13 @@ class Penalty(ReadOnce):
             "fraction", fraction, lambda f: 0 < f <= 1, "a number in (0, 1]"
         )
         checks.integer("every", every, 1)
-        checks.integer("start", start, 0)
+        start = checks.integer("start", start, 0)
         if stop is not None:
             checks.integer("stop", stop, start + 1, "larger than `start`")
         if micro_batch_size is not None:
-            checks.integer("micro_batch_size", micro_batch_size, 1)
+            micro_batch_size = checks.integer(
+                "micro_batch_size", micro_batch_size, 1
+            )
         checks.choice("method", method, _METHODS)
         if bound is not None:
             checks.number("bound", bound, lambda c: c > 0, "above 0, or None")
