@@ -6,7 +6,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 # Data sets prepared from packages stay in the checkout.
 export TFDS_DATA_DIR ?= $(CURDIR)/.data
 
-.PHONY: demo test test-all lint format clean reproduce \
+.PHONY: demo test test-all test-floor test-newest lint format clean reproduce \
     benchmark benchmark-traces benchmark-accuracy benchmark-scaling \
     gpu-programs gpu-check
 
@@ -18,6 +18,21 @@ test: lint
 
 test-all: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "slow or not slow"
+
+# The same tests with the lowest versions that setup.cfg declares, and with the
+# newest ones, each in an environment of its own: make PYTHON=python3.10
+# test-floor.
+test-floor test-newest: test-%: .venv-%/.installed
+	.venv-$*/bin/python -m pytest -n 2 --dist worksteal
+
+.venv-floor/.installed .venv-newest/.installed: .venv-%/.installed: \
+    setup.cfg pyproject.toml tests/floor.py
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --upgrade pip
+	.venv-$*/bin/python -m pip install --quiet --upgrade \
+	    --upgrade-strategy eager --editable ".[dev]" \
+	    $(if $(filter floor,$*),$$($(PYTHON) tests/floor.py))
+	touch $@
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check
@@ -75,4 +90,4 @@ $(VENV)/.installed: setup.cfg pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-torch .venv-jax .gpu-programs .data build *.egg-info
+	rm -rf $(VENV) .venv-floor .venv-newest .venv-torch .venv-jax .gpu-programs .data build *.egg-info
