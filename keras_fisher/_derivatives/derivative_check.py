@@ -24,6 +24,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_fisher._common import examples as examples_lib
 from keras_fisher._common import keras_layers
 from keras_fisher._derivatives import gradients as gradients_lib
 from keras_fisher._derivatives import second_derivatives
@@ -87,7 +88,7 @@ def check(
     """
     state = keras_layers.snapshot(layer)
     try:
-        few = keras.tree.map_structure(lambda leaf: leaf[:examples], x)
+        few = examples_lib.rows(x, 0, examples)
         calls = _recorded_calls(layer, few, chosen, training)
     except Exception:  # Of whatever the model is made of.
         calls = _recorded_calls(layer, x, chosen, training)

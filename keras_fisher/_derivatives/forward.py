@@ -16,6 +16,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from keras_fisher._common import examples as examples_lib
 from keras_fisher._common import keras_layers
 from keras_fisher._common import random_draws
 from keras_fisher._common import structures
@@ -207,8 +208,13 @@ def _targets(layer, watched_inputs: Any) -> list:
     """What gradients are taken by: variables, and inputs that are watched."""
     return [
         *keras_layers.values_of(layer.trainable_variables),
-        *(x for x in keras.tree.flatten(watched_inputs) if x.dtype.is_floating),
+        *filter(is_differentiable, keras.tree.flatten(watched_inputs)),
     ]
+
+
+def is_differentiable(x: Any) -> bool:
+    """Whether an input can be watched: it is dense, and of floating point."""
+    return isinstance(x, tf.Tensor) and x.dtype.is_floating
 
 
 def _call_on(layer, inputs: Any, targets: list, state: list) -> Any:
@@ -225,7 +231,7 @@ def _call_on(layer, inputs: Any, targets: list, state: list) -> Any:
     others = iter(targets[len(variables) :])
     if len(targets) > len(variables):
         inputs = keras.tree.map_structure(
-            lambda x: next(others) if x.dtype.is_floating else x, inputs
+            lambda x: next(others) if is_differentiable(x) else x, inputs
         )
     with keras_layers.FixedScope(zip(variables, targets), state):
         return layer(inputs, training=True)
@@ -259,12 +265,12 @@ def _draw_subset(fraction: float, batch_size, seed) -> Subset:
 
 def _split(inputs: Any, subset: Subset) -> tuple[Any, Any]:
     """Inputs of the subset, and of the other examples."""
-    turned = keras.tree.map_structure(
-        lambda x: _turned(x, subset.first), inputs
+    turned = examples_lib.apply(
+        lambda x: examples_lib.turned(x, subset.first), inputs
     )
     return (
-        keras.tree.map_structure(lambda x: x[: subset.size], turned),
-        keras.tree.map_structure(lambda x: x[subset.size :], turned),
+        examples_lib.rows(turned, 0, subset.size),
+        examples_lib.rows(turned, subset.size, None),
     )
 
 
@@ -301,7 +307,7 @@ def number_of_examples(tensors: Any) -> int | tf.Tensor:
     Raises:
         ValueError: If they are known to differ.
     """
-    leaves = structures.leaves(tensors)
+    leaves = examples_lib.tensors(tensors)
     known = {t.shape[0] for t in leaves if t.shape.rank} - {None}
     if len(known) > 1:
         raise ValueError(
@@ -310,7 +316,7 @@ def number_of_examples(tensors: Any) -> int | tf.Tensor:
             f"them. Received: shapes {[tuple(t.shape) for t in leaves]}. Wrap "
             "a model whose outputs have a row for each example."
         )
-    return int(*known) if known else tf.shape(leaves[0])[0]
+    return int(*known) if known else examples_lib.number(leaves)
 
 
 def _turned(x: tf.Tensor, first: tf.Tensor) -> tf.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Iterator
 import itertools
 import time
@@ -12,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_fisher._common import checks
+from keras_fisher._common import examples as examples_lib
 
 # Shorter work shows no progress bar.
 _SECONDS_WITHOUT_BAR = 2.0
@@ -19,24 +21,23 @@ _SECONDS_WITHOUT_BAR = 2.0
 
 def size_of(x: Any) -> int:
     """Number of examples in a batch."""
-    return int(keras.tree.flatten(x)[0].shape[0])
+    return int(examples_lib.number(x))
 
 
-def rows(structure: Any, begin: int, end: int) -> Any:
-    """Some of the examples of tensors; None stays."""
-    return keras.tree.map_structure(
-        lambda t: None if t is None else t[begin:end], structure
-    )
+# Some of the examples of tensors; None stays.
+rows = examples_lib.rows
 
 
 class Batches:
     """Batches `(x, y, sample_weight)` of tensors, with a progress bar.
 
     Args:
-        x: Inputs with the examples as first axis of each, or a batched
-            `tf.data.Dataset`, which each iteration reads once.
+        x: Inputs with the examples as first axis of each; or a batched
+            `tf.data.Dataset` or `keras.utils.PyDataset`, which each iteration
+            reads once; or a generator of batches, which are kept.
         y: Labels, or None.
         batch_size: Examples in a batch of arrays; None for all.
+        steps: Batches to read; None for all.
         verbose: 0 for no progress bar, 1 for one, `"auto"` for one that
             appears if the work takes longer than two seconds.
 
@@ -53,43 +54,41 @@ class Batches:
         x: Any,
         y: Any = None,
         batch_size: int | None = None,
+        steps: int | None = None,
         verbose: str | int = "auto",
     ):
         checks.choice("verbose", verbose, (0, 1, "auto"))
         if batch_size is not None:
             batch_size = checks.integer("batch_size", batch_size, 1)
+        if steps is not None:
+            steps = checks.integer("steps", steps, 1)
         self._verbose = verbose
-        self._arrays = None
-        if isinstance(x, tf.data.Dataset):
+        if isinstance(x, _STREAMS):
             if y is not None or batch_size is not None:
                 raise ValueError(
                     "A data set brings its own labels and batches. Received "
                     "`y` or `batch_size` beside it. Leave them out, and "
                     "`batch()` the data set."
                 )
-            self._dataset = x
-            count = int(x.cardinality())
-            self._count = count if count >= 0 else None
+            self._source, self._count = _stream(x, steps)
         else:
-            self._arrays = _tensors((x, y))
-            self._examples = _common_size(self._arrays)
-            self._batch_size = batch_size or max(1, self._examples)
-            self._count = -(-self._examples // self._batch_size)
+            self._source, self._count = _cut((x, y), batch_size)
+        self._steps = steps
+        if None not in (steps, self._count):
+            self._count = min(steps, self._count)
         self._read = self._batches()
         self.first = next(self._read, None)
         if self.first is None:
             raise ValueError("There is no example to measure on.")
 
     def _batches(self) -> Iterator[tuple]:
-        if self._arrays is None:
-            for element in self._dataset:
-                x, y, weight = keras.utils.unpack_x_y_sample_weight(element)
-                _check_batched(x)
+        for element in itertools.islice(self._source(), self._steps):
+            x, y, weight = _tensors(
+                keras.utils.unpack_x_y_sample_weight(element)
+            )
+            _check_batched(x)
+            if size_of(x):  # Nobody can be measured in an empty one.
                 yield x, y, weight
-            return
-        for begin in range(0, self._examples, self._batch_size):
-            x, y = rows(self._arrays, begin, begin + self._batch_size)
-            yield x, y, None
 
     def __iter__(self) -> Iterator[tuple]:
         read = self._read
@@ -119,17 +118,75 @@ class Batches:
             bar.update(done, finalize=True)
 
 
-def _tensors(structure: Any) -> Any:
-    def tensor(a):
-        return a if tf.is_tensor(a) else tf.convert_to_tensor(np.asarray(a))
+# What brings its own batches.
+_STREAMS = (tf.data.Dataset, keras.utils.PyDataset, Iterator)
 
-    return keras.tree.map_structure(
-        lambda a: None if a is None else tensor(a), structure
-    )
+
+def _stream(x: Any, steps: int | None) -> tuple[Callable, int | None]:
+    """A function that begins to read, and the number of batches if known."""
+    if isinstance(x, tf.data.Dataset):
+        count = int(x.cardinality())
+        is_endless = count == tf.data.INFINITE_CARDINALITY
+        source = x.__iter__
+    elif isinstance(x, keras.utils.PyDataset):
+        count = x.num_batches
+        is_endless = count is None
+
+        def source():
+            numbers = itertools.count() if count is None else range(count)
+            return (x[i] for i in numbers)
+    else:
+        count, is_endless = None, True
+        kept = list(itertools.islice(x, steps)) if steps else []
+        source = kept.__iter__
+    if is_endless and steps is None:
+        raise ValueError(
+            "It is not known that the data ever end. Received: "
+            f"{type(x).__name__} without `steps`. Pass `steps=`, the number "
+            "of batches to measure on."
+        )
+    return source, steps if is_endless else count if count >= 0 else None
+
+
+def _cut(arrays: Any, batch_size: int | None) -> tuple[Callable, int]:
+    """As `_stream`, of arrays."""
+    arrays = _tensors(arrays)
+    examples = _common_size(arrays)
+    size = batch_size or max(1, examples)
+
+    def source():
+        for begin in range(0, examples, size):
+            if begin == 0 and size >= examples:
+                yield arrays
+            else:
+                yield rows(arrays, begin, min(begin + size, examples))
+
+    return source, -(-examples // size)
+
+
+def _tensors(structure: Any) -> Any:
+    return examples_lib.apply(_tensor, structure)
+
+
+def _tensor(a: Any) -> Any:
+    if tf.is_tensor(a):
+        return a
+    if hasattr(a, "tocoo"):  # One of SciPy's sparse arrays.
+        a = a.tocoo()
+        indices = np.stack([a.row, a.col], axis=1).astype("int64")
+        return tf.sparse.reorder(tf.SparseTensor(indices, a.data, a.shape))
+    try:
+        return tf.convert_to_tensor(np.asarray(a))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            "Data are arrays, tensors, data frames, or lists or dicts of them; "
+            "a `tf.data.Dataset`, a `keras.utils.PyDataset` or a generator of "
+            f"batches. Received: {type(a).__name__}."
+        ) from error
 
 
 def _common_size(arrays: Any) -> int:
-    leaves = [a for a in keras.tree.flatten(arrays) if a is not None]
+    leaves = examples_lib.tensors(arrays)
     if any(leaf.shape.rank == 0 for leaf in leaves):
         raise ValueError(
             "Inputs and labels have the examples as their first axis. "
@@ -145,7 +202,7 @@ def _common_size(arrays: Any) -> int:
 
 
 def _check_batched(x: Any) -> None:
-    if keras.tree.flatten(x)[0].shape.rank == 0:
+    if examples_lib.tensors(x)[0].shape.rank == 0:
         raise ValueError(
             "The data set must be batched: its first axis runs over examples. "
             "Received scalars. Call `dataset.batch(...)`."

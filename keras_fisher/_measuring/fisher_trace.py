@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_fisher._common import checks
+from keras_fisher._common import examples as examples_lib
 from keras_fisher._common import keras_layers
 from keras_fisher._common import noisy_targets
 from keras_fisher._common import random_draws
@@ -50,6 +51,7 @@ def fisher_trace(
     by: str = "total",
     likelihood: Any = "auto",
     batch_size: int | None = None,
+    steps: int | None = None,
     training: bool = False,
     seed: int | None = None,
     verbose: str | int = "auto",
@@ -82,9 +84,12 @@ def fisher_trace(
     Args:
         model: A Keras model, or any layer. Each of several outputs needs a
             likelihood; their log-likelihoods add up.
-        x: A batch or a longer array of inputs (or a list or dict of arrays),
-            or a batched `tf.data.Dataset` of `x`, `(x, y)` or
-            `(x, y, sample_weight)`, which is read once. Weights are not used.
+        x: What `fit` takes: a batch or a longer array of inputs, dense,
+            sparse (measured as dense by example) or ragged (with `"batch"`),
+            a `pandas.DataFrame`, or a list or dict of these; or a batched
+            `tf.data.Dataset`, `keras.utils.PyDataset` or generator of `x`,
+            `(x, y)` or `(x, y, sample_weight)`, which is read once. Weights
+            are not used.
         y: Labels, if x is not a data set: for `"empirical"`, and for
             likelihoods that leave out positions without a label
             (`ignore_class`), which count if no labels are given.
@@ -98,6 +103,8 @@ def fisher_trace(
             the compiled loss.
         batch_size: Examples computed at once, if x is not a data set; all by
             default.
+        steps: Number of batches to read; None for all. What has no end needs
+            it, and a generator, of which nobody knows.
         training: The mode the model is called in. Its state does not change.
         seed: Integer that the draws start from. With `"monte_carlo"`, the
             same seed gives the same figure however the data are batched.
@@ -142,7 +149,7 @@ def fisher_trace(
             'examples. Received: by="example". Use `estimator="monte_carlo"`.'
         )
     seed = random_draws.start(seed)
-    batches = batches_lib.Batches(x, y, batch_size, verbose)
+    batches = batches_lib.Batches(x, y, batch_size, steps, verbose)
     likelihood = of_model(likelihood, model)
     keras_layers.build_by_call(model, batches.first[0])
     keras_layers.check_trainable(model, "its Fisher information is empty")
@@ -195,6 +202,8 @@ class _Measure:
             What `Sums.add` takes: with `"batch"`, the examples are the rows
             of the outputs.
         """
+        if self._estimator.by_example:
+            x = examples_lib.apply(_dense, x)
         if self._classes is None:
             self._inspect(x)
         if y is not None:
@@ -337,11 +346,8 @@ def _with_pairs(x: Any, seed: tf.Tensor) -> tuple[Any, tf.Tensor]:
     count = min(size, max(_LEAST_PAIRS, math.ceil(_SHARE_OF_PAIRS * size)))
     # Drawn with a seed that no labels are drawn with.
     rows = random_draws.permutation(size, seed - 1)[:count]
-    return keras.tree.map_structure(
-        lambda t: (
-            None if t is None else tf.concat([t, tf.gather(t, rows)], axis=0)
-        ),
-        x,
+    return examples_lib.apply(
+        lambda t: tf.concat([t, tf.gather(t, rows)], axis=0), x
     ), rows
 
 
@@ -365,3 +371,16 @@ def _given(y: Any) -> Any:
             '`estimator="monte_carlo"`, which draws labels from the model.'
         )
     return structures.apply(tf.convert_to_tensor, y)
+
+
+def _dense(x: Any) -> tf.Tensor:
+    """An input whose examples can be told apart in a graph."""
+    if isinstance(x, tf.SparseTensor):
+        return tf.sparse.to_dense(x)
+    if isinstance(x, tf.RaggedTensor):
+        raise ValueError(
+            "Gradients of single examples are not found for ragged tensors. "
+            f"Received: one of shape {tuple(x.shape)}. Use "
+            '`estimator="batch"`, or dense tensors with a mask.'
+        )
+    return x

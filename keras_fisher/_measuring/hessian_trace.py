@@ -42,6 +42,7 @@ def hessian_trace(
     num_probes: int = 100,
     tolerance: float | None = 0.05,
     batch_size: int | None = None,
+    steps: int | None = None,
     seed: int | None = None,
     verbose: str | int = "auto",
 ) -> Estimate | dict[str, Estimate]:
@@ -64,10 +65,11 @@ def hessian_trace(
 
     Args:
         model: A compiled Keras model, or any with `loss`.
-        x: A batch or a longer array of inputs (or a list or dict of arrays),
-            or a batched `tf.data.Dataset` of `(x, y)` or
-            `(x, y, sample_weight)`, which is read once for every eight
-            probes.
+        x: What `fit` takes: a batch or a longer array of inputs, dense,
+            sparse or ragged, a `pandas.DataFrame`, or a list or dict of these;
+            or a batched `tf.data.Dataset`, `keras.utils.PyDataset` or
+            generator of `(x, y)` or `(x, y, sample_weight)`, which is read
+            once for every eight probes; a generator's batches are kept.
         y: Labels, if x is not a data set.
         loss: A Keras loss, its name, or a function of `(y_true, y_pred)`;
             its mean over examples is taken. None for what the model is
@@ -80,6 +82,8 @@ def hessian_trace(
             of it; None to take all probes.
         batch_size: Examples computed at once, if x is not a data set; all by
             default.
+        steps: Number of batches to read; None for all. What has no end needs
+            it, and a generator, of which nobody knows.
         seed: Integer that the probes start from.
         verbose: 0 for no progress bar, 1 for one, `"auto"` for one that
             appears if reading the data once takes longer than two seconds.
@@ -102,7 +106,7 @@ def hessian_trace(
             "a positive, finite number or None",
         )
     seed = random_draws.start(seed)
-    batches = batches_lib.Batches(x, y, batch_size, verbose)
+    batches = batches_lib.Batches(x, y, batch_size, steps, verbose)
     keras_layers.build_by_call(model, batches.first[0])
     keras_layers.check_trainable(model, "its Hessian is empty")
     has_loss = loss is not None or getattr(model, "loss", None) is not None
@@ -135,6 +139,11 @@ def hessian_trace(
             estimate = _estimate(samples.sum(axis=1))
             if estimate.standard_error <= tolerance * abs(estimate):
                 break
+    return _grouped(samples, variables, by)
+
+
+def _grouped(samples: np.ndarray, variables: list, by: str):
+    """Estimates from samples of shape `(probes, variables)`."""
     found = {
         name: _estimate(samples[:, members].sum(axis=1))
         for name, members in groups_of(variables, by).items()

@@ -20,6 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_fisher._common import dtypes
+from keras_fisher._common import examples as examples_lib
 from keras_fisher._common import keras_layers
 from keras_fisher._common import structures
 from keras_fisher._derivatives import gradients as gradients_lib
@@ -42,13 +43,13 @@ def layout_for(layer: keras.layers.Layer, x: Any, training: bool) -> Layout:
         x: Its inputs, with the batch as first axis of each, of known shapes.
         training: The mode of the call.
     """
-    batch_size = keras.tree.flatten(x)[0].shape[0]
+    batch_size = examples_lib.tensors(x)[0].shape[0]
 
     @tf.function(autograph=False)
     def traced(x):
         return recorded_call(layer, x, training).outputs
 
-    more = keras.tree.map_structure(
+    more = examples_lib.apply(
         lambda t: tf.TensorSpec([batch_size + 1, *t.shape[1:]], t.dtype), x
     )
     graph = traced.get_concrete_function(more).graph
@@ -101,7 +102,7 @@ class Recording:
 
     def _analyse(self, recorded, layout, passes, one_by_one):
         varying = variable_uses.dependent_on(
-            keras.tree.flatten(recorded.x),
+            examples_lib.tensors(recorded.x),
             self.outputs.graph.get_operations(),
         )
         _check_statistics(self._layer, recorded.scope, varying)
@@ -221,7 +222,7 @@ class Recording:
     def _one_alone(self, i, cotangent) -> list:
         """The gradients of example i, from a batch of it alone."""
         weights = [self._weights[k] for k in self.slow]
-        x = keras.tree.map_structure(lambda t: t[i][None], self._x)
+        x = examples_lib.apply(lambda t: t[i][None], self._x)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             for weight in weights:
                 tape.watch(weight)

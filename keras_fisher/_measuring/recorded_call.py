@@ -9,6 +9,7 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
+from keras_fisher._common import examples as examples_lib
 from keras_fisher._common import keras_layers
 from keras_fisher._common import structures
 
@@ -73,7 +74,7 @@ def recorded_call(
     # Operations get the same names whenever this comes first in a graph, by
     # which `Layout` finds them again.
     weights = [tf.identity(v.value) for v in layer.trainable_variables]
-    x = keras.tree.map_structure(tf.identity, x)
+    x = examples_lib.apply(tf.identity, x)
     tape = tf.GradientTape(persistent=True, watch_accessed_variables=False)
     with tape:
         for weight in weights:
@@ -87,7 +88,7 @@ def recorded_call(
 
 def _of_known_size(outputs: Any, x: Any) -> Any:
     """Outputs with the number of examples that some layers lose."""
-    size = keras.tree.flatten(x)[0].shape[0]
+    size = examples_lib.tensors(x)[0].shape[0]
 
     def sized(output):
         if output.shape.rank is None or output.shape[0] is not None:

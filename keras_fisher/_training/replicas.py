@@ -15,6 +15,7 @@ import keras
 import tensorflow as tf
 
 from keras_fisher._common import dtypes
+from keras_fisher._common import examples as examples_lib
 from keras_fisher._training import optimizers
 
 
@@ -82,8 +83,7 @@ class Share:
 
 def number_of_examples(x: Any) -> tf.Tensor:
     """Number of examples in a batch of inputs, an `int64` scalar."""
-    leaves = [leaf for leaf in keras.tree.flatten(x) if leaf is not None]
-    return tf.shape(leaves[0], tf.int64)[0]
+    return tf.cast(examples_lib.number(x), tf.int64)
 
 
 def are_several(strategy: tf.distribute.Strategy) -> bool:

@@ -11,12 +11,14 @@ import tensorflow as tf
 
 from keras_fisher._common import checks
 from keras_fisher._common import dtypes
+from keras_fisher._common import examples as examples_lib
 from keras_fisher._common import keras_layers
 from keras_fisher._common import random_draws
 from keras_fisher._common.read_once import ReadOnce
 from keras_fisher._derivatives import gradients as gradients_lib
 from keras_fisher._derivatives import second_derivatives
 from keras_fisher._derivatives.forward import Forward
+from keras_fisher._derivatives.forward import is_differentiable
 from keras_fisher._training import model_checks
 from keras_fisher._training import schedule
 from keras_fisher._training.bounded_sum import shortening
@@ -180,13 +182,13 @@ class FisherRegularization(ReadOnce, keras.layers.Wrapper):
         looked = self._checked_outputs(inputs)
         if looked:  # The update of the weights is to wait as well.
             with tf.control_dependencies(looked):
-                inputs = keras.tree.map_structure(_identity, inputs)
+                inputs = examples_lib.apply(_identity, inputs)
         tape = tf.GradientTape(persistent=True, watch_accessed_variables=False)
         with tape:
             for variable in self.layer.trainable_variables:
                 tape.watch(variable.value)
             for leaf in keras.tree.flatten(inputs):
-                if leaf.dtype.is_floating:
+                if is_differentiable(leaf):
                     tape.watch(leaf)
             forward = self.penalty.forward(
                 self.layer,
