@@ -129,6 +129,19 @@ def test_penalties_leave_them_out(name, ignore_class, mode):
     np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
+def test_a_fraction_of_the_batch_leaves_out_its_own():
+    model, y = _network(), _labels(-1)
+    penalty = GradientPenalty(0.3, fraction=0.5, bound=None)
+    forward = penalty.forward(model, tf.constant(_X), seed=_SEED)
+    found = penalty(forward, Categorical(ignore_class=-1), y).value
+    first, size = int(forward.subset.first), int(forward.subset.size)
+    gradients = [
+        _gradients(model, y, _seen((first + k) % _BATCH)) for k in range(size)
+    ]
+    norm = sum(float(tf.reduce_sum(sum(g) ** 2)) for g in zip(*gradients))
+    np.testing.assert_allclose(found, 0.3 * norm / size / _BATCH, rtol=1e-9)
+
+
 @pytest.mark.parametrize("form", ["tokens", "column"])
 @pytest.mark.parametrize("from_dataset", [False, True])
 def test_traces_leave_them_out(from_dataset, form):
