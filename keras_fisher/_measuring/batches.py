@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from keras_fisher._common import checks
 from keras_fisher._common import examples as examples_lib
+from keras_fisher._common import preprocessing
 
 # Shorter work shows no progress bar.
 _SECONDS_WITHOUT_BAR = 2.0
@@ -40,6 +41,7 @@ class Batches:
         steps: Batches to read; None for all.
         verbose: 0 for no progress bar, 1 for one, `"auto"` for one that
             appears if the work takes longer than two seconds.
+        model: What is measured. If it preprocesses its data, these are raw.
 
     Attributes:
         first: The first batch.
@@ -56,6 +58,7 @@ class Batches:
         batch_size: int | None = None,
         steps: int | None = None,
         verbose: str | int = "auto",
+        model: Any = None,
     ):
         checks.choice("verbose", verbose, (0, 1, "auto"))
         if batch_size is not None:
@@ -63,6 +66,7 @@ class Batches:
         if steps is not None:
             steps = checks.integer("steps", steps, 1)
         self._verbose = verbose
+        self._preprocess = preprocessing.of_model(model)
         if isinstance(x, _STREAMS):
             if y is not None or batch_size is not None:
                 raise ValueError(
@@ -83,9 +87,12 @@ class Batches:
 
     def _batches(self) -> Iterator[tuple]:
         for element in itertools.islice(self._source(), self._steps):
-            x, y, weight = _tensors(
-                keras.utils.unpack_x_y_sample_weight(element)
-            )
+            element = keras.utils.unpack_x_y_sample_weight(element)
+            if self._preprocess is not None:
+                element = keras.utils.unpack_x_y_sample_weight(
+                    self._preprocess(*_tensors(element))
+                )
+            x, y, weight = _tensors(element)
             _check_batched(x)
             if size_of(x):  # Nobody can be measured in an empty one.
                 yield x, y, weight

@@ -85,7 +85,7 @@ def check_derivatives(
     ```
     """
     del y
-    batches = batches_lib.Batches(x, verbose=0)
+    batches = batches_lib.Batches(x, verbose=0, model=model)
     x = batches.first[0]
     keras_layers.build_by_call(model, x)
     keras_layers.check_trainable(model, "it has no derivatives")

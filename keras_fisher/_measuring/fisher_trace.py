@@ -149,7 +149,7 @@ def fisher_trace(
             'examples. Received: by="example". Use `estimator="monte_carlo"`.'
         )
     seed = random_draws.start(seed)
-    batches = batches_lib.Batches(x, y, batch_size, steps, verbose)
+    batches = batches_lib.Batches(x, y, batch_size, steps, verbose, model)
     likelihood = of_model(likelihood, model)
     keras_layers.build_by_call(model, batches.first[0])
     keras_layers.check_trainable(model, "its Fisher information is empty")

@@ -106,7 +106,7 @@ def hessian_trace(
             "a positive, finite number or None",
         )
     seed = random_draws.start(seed)
-    batches = batches_lib.Batches(x, y, batch_size, steps, verbose)
+    batches = batches_lib.Batches(x, y, batch_size, steps, verbose, model)
     keras_layers.build_by_call(model, batches.first[0])
     keras_layers.check_trainable(model, "its Hessian is empty")
     has_loss = loss is not None or getattr(model, "loss", None) is not None

@@ -91,6 +91,11 @@ class RawData(keras.Model):
 
     prepared: Any = None  # validation data that are preprocessed already
 
+    @property
+    def preprocess_samples(self) -> Callable | None:
+        """What the wrapped model does to its data; None if nothing."""
+        return preprocessing.of_model(self.model)
+
     fit = _taking_raw_data("fit", _prepare_fit)
     evaluate = _taking_raw_data("evaluate", _prepare_batches)
     predict = _taking_raw_data("predict", _prepare_batches)

@@ -9,6 +9,8 @@ import tensorflow as tf
 import training
 
 from keras_fisher import FisherModel
+from keras_fisher import fisher_trace
+from keras_fisher import hessian_trace
 
 _X, _Y = training.X[:24], training.Y[:24]
 _WEIGHTS = np.linspace(0.5, 2.0, 24).astype("float32")
@@ -121,6 +123,26 @@ def test_data_that_cannot_be_preprocessed_are_refused():
         ValueError, match="preprocesses its data, which takes arrays"
     ):
         model.fit(batches, verbose=0)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("kind", ["arrays", "dataset"])
+def test_what_is_measured_is_preprocessed(kind, wrapped):
+    task = _task()
+    x, y = task.preprocess_samples(_X, _Y)
+    network = keras.Model(task.inputs, task.outputs)
+    model = training.compiled(FisherModel(task) if wrapped else task)
+    data = _data(kind)
+    np.testing.assert_allclose(
+        fisher_trace(model, **data, likelihood="categorical", seed=0),
+        fisher_trace(network, x, likelihood="categorical", seed=0),
+        1e-5,
+    )
+    np.testing.assert_allclose(
+        hessian_trace(model, **data, seed=0),
+        hessian_trace(network, x, y, batch_size=8, loss=training.LOSS, seed=0),
+        1e-4,
+    )
 
 
 class Halves(keras.Sequential):
