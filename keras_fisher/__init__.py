@@ -1,5 +1,9 @@
 """See and control the Fisher information of a network while it trains."""
 
+from keras_fisher._common import keras_3 as _keras_3
+
+_keras_3.check_backend()
+
 from keras_fisher import applications
 from keras_fisher import callbacks
 from keras_fisher import datasets

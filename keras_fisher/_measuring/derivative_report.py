@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 
+from keras_fisher._common import keras_3
 from keras_fisher._common import keras_layers
 from keras_fisher._derivatives import catalogue
 from keras_fisher._derivatives import derivative_check
@@ -85,6 +86,7 @@ def check_derivatives(
     ```
     """
     del y
+    keras_3.check_layer(model)
     batches = batches_lib.Batches(x, verbose=0, model=model)
     x = batches.first[0]
     keras_layers.build_by_call(model, x)

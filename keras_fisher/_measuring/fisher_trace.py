@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from keras_fisher._common import checks
 from keras_fisher._common import examples as examples_lib
+from keras_fisher._common import keras_3
 from keras_fisher._common import keras_layers
 from keras_fisher._common import noisy_targets
 from keras_fisher._common import random_draws
@@ -139,6 +140,7 @@ def fisher_trace(
         print(layer, share / trace)
     ```
     """
+    keras_3.check_layer(model)
     checks.choice("estimator", estimator, tuple(ESTIMATORS))
     checks.choice("by", by, _BY)
     num_samples = checks.integer("num_samples", num_samples, 1)

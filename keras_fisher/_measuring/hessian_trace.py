@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from keras_fisher._common import checks
 from keras_fisher._common import dtypes
+from keras_fisher._common import keras_3
 from keras_fisher._common import keras_layers
 from keras_fisher._common import noisy_targets
 from keras_fisher._common import random_draws
@@ -97,6 +98,7 @@ def hessian_trace(
             or if the model has no trainable variable.
     """
     checks.choice("by", by, _BY)
+    keras_3.check_layer(model)
     num_probes = checks.integer("num_probes", num_probes, 1)
     if tolerance is not None:
         tolerance = checks.number(

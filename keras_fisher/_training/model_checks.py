@@ -8,6 +8,7 @@ import warnings
 import keras
 import tensorflow as tf
 
+from keras_fisher._common import keras_3
 from keras_fisher._common import keras_layers
 from keras_fisher._common import structures
 from keras_fisher._training.first_look import FirstLook
@@ -35,6 +36,7 @@ _OURS = (
 
 def check_wrappable(model: Any) -> None:
     """Raises a `ValueError` unless a step of ours can train it."""
+    keras_3.check_layer(model)
     if not isinstance(model, keras.Model):
         raise ValueError(
             "`FisherModel` wraps a `keras.Model`. Received: "

@@ -12,6 +12,7 @@ import tensorflow as tf
 from keras_fisher._common import checks
 from keras_fisher._common import dtypes
 from keras_fisher._common import examples as examples_lib
+from keras_fisher._common import keras_3
 from keras_fisher._common import keras_layers
 from keras_fisher._common import random_draws
 from keras_fisher._common.read_once import ReadOnce
@@ -106,6 +107,7 @@ class FisherRegularization(ReadOnce, keras.layers.Wrapper):
         seed: int | None = None,
         **kwargs,
     ):
+        keras_3.check_layer(layer)
         # Wrapped layers cast for themselves; variables are read uncast here.
         kwargs.setdefault("dtype", layer.variable_dtype)
         super().__init__(layer, autocast=False, **kwargs)
