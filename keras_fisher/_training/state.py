@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import keras
 import tensorflow as tf
 
@@ -33,6 +35,8 @@ class FisherState(keras.layers.Layer):
         self.fisher_nonfinite = self._scalar("fisher_nonfinite", 0.0, "sum")
         self.fisher_ratio = self.fisher_alpha = None
         self._gradients = {}
+        # By weak references, or Keras would take them for variables of this.
+        self._owners = {}
         self._random_state = list
         # Nothing is left to build; not through `build`, after which Keras
         # would take no more variables.
@@ -112,18 +116,37 @@ class FisherState(keras.layers.Layer):
     ) -> None:
         """Makes room for a gradient of each trainable variable of `layer`.
 
-        What exists stays, so that variables frozen in between lose nothing.
+        What exists stays, so that variables frozen in between lose nothing. It
+        goes with its variable if others come before it, as those of LoRA do,
+        and variables that are new start from zero.
         """
-        for name, variable in _named(layer, kind):
-            if name not in self._gradients:
-                self._gradients[name] = self._variable(
-                    name,
-                    variable.shape,
-                    variable.dtype
-                    if kind == "gradient"
-                    else dtypes.at_least_single(variable.dtype).name,
-                    "zeros",
-                )
+        named = _named(layer, kind)
+        of_another = {
+            name: variable
+            for name, variable in named
+            if self._owner(name) is not variable
+        }
+        kept = {
+            id(self._owner(name)): tf.convert_to_tensor(gradient)
+            for name, gradient in self._gradients.items()
+            if of_another and name.startswith(f"{kind}_")
+        }
+        for name, variable in of_another.items():
+            self._gradients[name] = self._variable(
+                name,
+                variable.shape,
+                variable.dtype
+                if kind == "gradient"
+                else dtypes.at_least_single(variable.dtype).name,
+                "zeros",
+            )
+            self._owners[name] = weakref.ref(variable)
+            if id(variable) in kept:
+                self._gradients[name].assign(kept[id(variable)])
+
+    def _owner(self, name: str) -> keras.Variable | None:
+        """The variable that a stored gradient is of."""
+        return self._owners[name]() if name in self._owners else None
 
     def gradients(
         self, layer: keras.layers.Layer, kind: str = "gradient"

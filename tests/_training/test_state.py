@@ -109,6 +109,60 @@ def test_weights_resume_in_a_new_model(tmp_path):
     )
 
 
+def _with_lora(network):
+    network.layers[0].enable_lora(2)
+
+
+def _with_another_head(network):
+    network.pop()
+    network.add(keras.layers.Dense(4))
+
+
+def _with_a_layer_in_front_of_the_head(network):
+    head = network.layers[-1]
+    network.pop()
+    network.add(keras.layers.Dense(8))  # of the shapes that moved up
+    network.add(head)
+
+
+@pytest.mark.parametrize("every_kind", [False, True])
+@pytest.mark.parametrize(
+    "change",
+    [_with_lora, _with_another_head, _with_a_layer_in_front_of_the_head],
+)
+def test_stored_gradients_stay_with_their_variables(change, every_kind):
+    network = training.dense_network(6, (8, 8))
+    penalty = FisherPenalty(0.3, every=20, bound=1.0 if every_kind else None)
+    accumulated = {"gradient_accumulation_steps": 4} if every_kind else {}
+    optimizer = keras.optimizers.SGD(0.1, **accumulated)
+    model = training.compiled(
+        FisherModel(network, penalty, seed=2), optimizer=optimizer
+    )
+    training.fit(model, epochs=1)
+    kinds = ["gradient"]
+    if every_kind:
+        kinds += ["accumulated_loss", "accumulated_penalty"]
+
+    def stored(kind):
+        variables = model.model.trainable_variables
+        gradients = model.state.gradients(model.model, kind)
+        return {
+            id(v): np.array(g)
+            for v, g in zip(variables, gradients, strict=True)
+        }
+
+    before = {kind: stored(kind) for kind in kinds}
+    change(network)
+    training.compiled(model, optimizer=keras.optimizers.SGD(0.1, **accumulated))
+    for kind in kinds:
+        assert any(g.any() for g in before[kind].values())
+        for variable in network.trainable_variables:
+            found = stored(kind)[id(variable)]
+            expected = before[kind].get(id(variable), np.zeros(variable.shape))
+            np.testing.assert_array_equal(found, expected)
+    training.fit(model, epochs=1)
+
+
 def test_weights_load_into_a_model_with_another_penalty(tmp_path):
     plain = training.compiled(FisherModel(training.network(), None))
     training.fit(plain)
