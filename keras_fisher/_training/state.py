@@ -132,6 +132,8 @@ class FisherState(keras.layers.Layer):
             if of_another and name.startswith(f"{kind}_")
         }
         for name, variable in of_another.items():
+            # Keras forgets what is taken out, not what is replaced.
+            self._gradients.pop(name, None)
             self._gradients[name] = self._variable(
                 name,
                 variable.shape,

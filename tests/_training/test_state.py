@@ -160,6 +160,8 @@ def test_stored_gradients_stay_with_their_variables(change, every_kind):
             found = stored(kind)[id(variable)]
             expected = before[kind].get(id(variable), np.zeros(variable.shape))
             np.testing.assert_array_equal(found, expected)
+    names = [v.name for v in model.state.weights]
+    assert len(names) == len({*names}), "what is replaced is not saved"
     training.fit(model, epochs=1)
 
 
