@@ -146,7 +146,7 @@ class FisherModel(Settings, RawData):
     def get_config(self) -> dict:
         return {
             **super().get_config(),
-            "model": keras.saving.serialize_keras_object(self.model),
+            "model": _serialized(self.model),
             "penalty": keras.saving.serialize_keras_object(self.penalty),
             "likelihood": "auto"
             if self._finds_likelihood
@@ -451,3 +451,15 @@ class FisherModel(Settings, RawData):
         if isinstance(self.train_function, TrainFunction):
             return self.train_function.measurements
         return NOTHING_MEASURED
+
+
+def _serialized(model: keras.Model) -> dict:
+    """As Keras does it, but for what it would warn of and not use."""
+    config = keras.saving.serialize_keras_object(model)
+    cls, plain = type(model), keras.Model
+    if (
+        cls.compile is not plain.compile
+        and cls.compile_from_config is plain.compile_from_config
+    ):
+        config.pop("compile_config", None)
+    return config

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -142,6 +144,30 @@ def test_what_is_measured_is_preprocessed(kind, wrapped):
         hessian_trace(model, **data, seed=0),
         hessian_trace(network, x, y, batch_size=8, loss=training.LOSS, seed=0),
         1e-4,
+    )
+
+
+@keras.saving.register_keras_serializable("test_raw_data")
+class Compiled(keras.Sequential):
+    """Compiles itself in its own way, as tasks of KerasHub do."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.compile("sgd", "mse")
+
+    def compile(self, *args, **kwargs):
+        super().compile(*args, **kwargs)
+
+
+def test_a_model_that_compiles_itself_is_loaded_without_a_warning(tmp_path):
+    network = Compiled(training.dense_network(6).layers)
+    model = training.compiled(FisherModel(network))
+    model.save(tmp_path / "model.keras")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        loaded = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(
+        loaded.predict(_X, verbose=0), model.predict(_X, verbose=0)
     )
 
 
