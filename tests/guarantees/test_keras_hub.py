@@ -40,7 +40,7 @@ def _resnet():
     return hub.models.ResNetImageClassifier(
         hub.models.ResNetBackbone(
             image_shape=(32, 32, 3),
-            input_conv_filters=[4],
+            input_conv_filters=[64],
             input_conv_kernel_sizes=[3],
             stackwise_num_filters=[64],
             stackwise_num_blocks=[1],
@@ -144,6 +144,7 @@ def test_raw_data_train_the_task_as_they_do_without(name):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", _TASKS)
 def test_the_penalty_trains_it(name):
     make, data = _TASKS[name]
@@ -155,6 +156,7 @@ def test_the_penalty_trains_it(name):
     assert history["fisher_nonfinite"][-1] == 0
 
 
+@pytest.mark.slow
 def test_lora_trains_what_it_adds():
     task = _bert()
     task.backbone.enable_lora(2)
