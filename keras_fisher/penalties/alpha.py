@@ -40,6 +40,8 @@ class Alpha:
             self._number = _checked(value)
             self.moves = False
         self._is_given = self._variable is not None
+        # One that is made as a step is traced lives no longer than that.
+        self._is_constant = tf.inside_function()
 
     @property
     def value(self) -> float | LearningRateSchedule | keras.Variable:
@@ -65,6 +67,13 @@ class Alpha:
                 "`model.penalty = FisherPenalty(alpha=...)`."
             )
         number = _checked(value)
+        if self._is_constant:
+            raise ValueError(
+                "A step was traced with this α as a constant, in a loop of "
+                "your own on replicas or with a penalty that is made within "
+                "the step. Make the penalty outside of it, with "
+                "`alpha=keras.Variable(..., trainable=False)`, and assign that."
+            )
         self.moves = True
         if self._variable is None:
             self._number = number
@@ -80,8 +89,13 @@ class Alpha:
                     "optimizer step. Pass `step=optimizer.iterations`."
                 )
             return self._schedule(tf.convert_to_tensor(step))
-        if tf.executing_eagerly() and self._variable is None:
-            return self._number
+        if self._variable is None:
+            if tf.executing_eagerly():
+                return self._number
+            # No replica makes a variable while the others do not.
+            self._is_constant |= tf.distribute.has_strategy()
+            if self._is_constant:
+                return self._number
         return tf.convert_to_tensor(self.variable())
 
     def variable(self) -> keras.Variable | None:

@@ -29,6 +29,7 @@ class _Model:
             np.full([len(measured)], np.nan),
             np.full([len(measured)], 8),
             np.full([len(measured)], np.nan),
+            np.full([len(measured)], np.nan),
         )
 
 

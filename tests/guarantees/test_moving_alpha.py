@@ -225,6 +225,44 @@ def test_a_loop_by_hand_reads_what_is_assigned():
         scheduled(forward, likelihood, _Y)
 
 
+def test_a_penalty_that_is_made_within_a_step_is_a_constant():
+    network, made = _network(), []
+    likelihood = likelihoods.Categorical(from_logits=True)
+
+    @tf.function
+    def value(x):
+        made.append(GradientPenalty(0.25))
+        forward = made[-1].forward(network, x)
+        return made[-1](forward, likelihood, _Y).value
+
+    x = tf.constant(_X, tf.float64)
+    penalty = GradientPenalty(0.25)
+    expected = penalty(penalty.forward(network, x), likelihood, _Y).value
+    np.testing.assert_allclose(value(x), expected, 1e-12)
+    with pytest.raises(ValueError, match="as a constant"):
+        made[-1].alpha = 0.5
+
+
+def test_a_loop_by_hand_on_replicas_says_that_alpha_stays():
+    strategy = tf.distribute.MirroredStrategy(["CPU:0"])
+    likelihood = likelihoods.Categorical(from_logits=True)
+    penalty = GradientPenalty(0.25)
+    with strategy.scope():
+        network = _network()
+
+    @tf.function
+    def value():
+        def replica():
+            forward = penalty.forward(network, tf.constant(_X, tf.float64))
+            return penalty(forward, likelihood, _Y).value
+
+        return strategy.run(replica)
+
+    assert float(value()) > 0
+    with pytest.raises(ValueError, match="as a constant"):
+        penalty.alpha = 0.5
+
+
 def test_what_is_assigned_is_saved(tmp_path):
     model = _compile(FisherModel(_network(), GradientPenalty(0.25)))
     _fit(model)
