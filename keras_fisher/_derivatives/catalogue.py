@@ -117,7 +117,7 @@ def only_contains(operation: keras.Operation) -> bool:
 def _functional() -> type:
     """The class of functional models, which has no public name."""
     x = keras.Input((1,))
-    return type(keras.Model(x, x))
+    return type(keras.Model(x, keras.layers.Identity()(x)))
 
 
 def _functions_of_others(layer: keras.layers.Layer) -> Iterator[Any]:

@@ -209,7 +209,7 @@ def _names_of_keras() -> frozenset[str]:
     """
     x = keras.Input((1,))
     sequential = keras.Sequential([x, keras.layers.Layer()])
-    functional = keras.Model(x, x)
+    functional = keras.Model(x, keras.layers.Identity()(x))
     for model in (sequential, functional):
         model.compile(loss="mse")
     things = (keras.layers.Layer(), sequential, functional)

@@ -129,7 +129,8 @@ def test_arguments_of_keras_keep_their_positions(tmp_path):
     assert board.histogram_freq == 1 and board.write_graph is True
     written_curves.fit(written_curves.model(), [board], epochs=1)
     tags = written_curves.events(tmp_path / "train").Tags()["tensors"]
-    assert "sequential/first/kernel/histogram" in tags
+    # Keras 3.12 leaves out the names of model and layer.
+    assert any(t.endswith("kernel/histogram") for t in tags)
     assert "keras" in tags  # the graph of the wrapped network
 
 
