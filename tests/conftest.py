@@ -34,6 +34,17 @@ def _fresh_keras():
     keras.config.set_dtype_policy("float32")
 
 
+@pytest.fixture
+def double_precision():
+    """What is made computes in it, also where Keras goes by `floatx`."""
+    before = keras.config.floatx(), keras.config.dtype_policy()
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    yield
+    keras.config.set_floatx(before[0])
+    keras.config.set_dtype_policy(before[1])
+
+
 def pytest_terminal_summary(terminalreporter):
     """Counts random cases of fuzzing, kills of `test_interruption`."""
     counts = {"random_cases": [], "kills": []}

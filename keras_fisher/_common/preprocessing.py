@@ -8,10 +8,13 @@ data. Whatever else calls the model has to do so as well.
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 import tensorflow as tf
+
+from keras_fisher._common import examples
 
 
 def of_model(model: Any) -> Callable | None:
@@ -41,9 +44,7 @@ def preprocessed(
         ValueError: If `x` is neither.
     """
     if not isinstance(x, tf.data.Dataset):
-        if callable(getattr(x, "__next__", None)) or isinstance(
-            x, keras.utils.PyDataset
-        ):
+        if isinstance(x, (Iterator, keras.utils.PyDataset)):
             raise ValueError(
                 f"{type(model).__name__} preprocesses its data, which takes "
                 "arrays or a `tf.data.Dataset`. Received: "
@@ -64,12 +65,5 @@ def split(data: Any, share: float) -> tuple[Any, Any]:
         data: Structures of tensors or arrays, of equal lengths, or None.
         share: Of the examples in the second part, between 0 and 1.
     """
-    arrays = [a for a in keras.tree.flatten(data) if a is not None]
-    begin = int(len(arrays[0]) * (1 - share))
-    first, last = (
-        keras.tree.map_structure(
-            lambda a, p=part: None if a is None else a[p], data
-        )
-        for part in (slice(begin), slice(begin, None))
-    )
-    return first, last
+    begin = int(len(examples.tensors(data)[0]) * (1 - share))
+    return examples.rows(data, 0, begin), examples.rows(data, begin, None)

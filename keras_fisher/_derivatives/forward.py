@@ -50,7 +50,8 @@ class Subset:
         if self.first is None:
             return values
         return structures.apply(
-            lambda x: _turned(x, self.first)[: self.size], values
+            lambda x: examples_lib.turned(x, self.first)[: self.size],
+            values,
         )
 
 
@@ -279,7 +280,9 @@ def _joined(subset_outputs: Any, others: Any, subset: Subset, batch_size):
     size = None if tf.is_tensor(batch_size) else batch_size
 
     def whole(ours, theirs):
-        joined = _turned(tf.concat([ours, theirs], axis=0), -subset.first)
+        joined = examples_lib.turned(
+            tf.concat([ours, theirs], axis=0), -subset.first
+        )
         return tf.ensure_shape(joined, [size, *ours.shape[1:]])
 
     return keras.tree.map_structure(whole, subset_outputs, others)
@@ -317,8 +320,3 @@ def number_of_examples(tensors: Any) -> int | tf.Tensor:
             "a model whose outputs have a row for each example."
         )
     return int(*known) if known else examples_lib.number(leaves)
-
-
-def _turned(x: tf.Tensor, first: tf.Tensor) -> tf.Tensor:
-    """The examples in their order from `first` on, the first after the last."""
-    return tf.roll(x, -first, axis=0)

@@ -324,8 +324,8 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
             variables = self.model.model.trainable_variables
             self._layers = groups_of(variables, "layer")
         points = []
-        penalty = self.model.penalty
-        moves = penalty is not None and penalty.alpha_moves
+        of_model = self.model.penalty
+        moves = of_model is not None and of_model.alpha_moves
         for step, traces, penalty, ratio, alpha in zip(
             measured.step.tolist(),
             measured.trace_by_variable,

@@ -28,13 +28,12 @@ class Gaussian(Likelihood):
     """
 
     def __init__(self, stddev: float = 1.0):
-        checks.number(
+        self.stddev = checks.number(
             "stddev",
             stddev,
             lambda s: 0 < s < math.inf,
             "a positive, finite number",
         )
-        self.stddev = float(stddev)
 
     def sample(self, outputs: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         mean = tf.stop_gradient(dtypes.precise(outputs))

@@ -28,13 +28,12 @@ class Laplace(Likelihood):
     """
 
     def __init__(self, scale: float = 1.0):
-        checks.number(
+        self.scale = checks.number(
             "scale",
             scale,
             lambda b: 0 < b < math.inf,
             "a positive, finite number",
         )
-        self.scale = float(scale)
 
     def sample(self, outputs: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         median = tf.stop_gradient(dtypes.precise(outputs))

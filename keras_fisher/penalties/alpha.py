@@ -137,5 +137,6 @@ class Alpha:
 
 
 def _checked(value: Any) -> float:
-    checks.number("alpha", value, lambda alpha: 0 <= alpha < math.inf, _ALLOWED)
-    return float(value)
+    return checks.number(
+        "alpha", value, lambda alpha: 0 <= alpha < math.inf, _ALLOWED
+    )

@@ -141,30 +141,31 @@ class Penalty(ReadOnce):
         bound: float | None = 1.0,
     ):
         exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
-        checks.number(
+        checks.choice("method", method, _METHODS)
+        self._alpha = Alpha.of_config(alpha)
+        self.fraction = checks.number(
             "fraction", fraction, lambda f: 0 < f <= 1, "a number in (0, 1]"
         )
-        checks.integer("every", every, 1)
-        start = checks.integer("start", start, 0)
+        self.every = checks.integer("every", every, 1)
+        self.reuse = bool(reuse)
+        self.start = checks.integer("start", start, 0)
         if stop is not None:
-            checks.integer("stop", stop, start + 1, "larger than `start`")
+            stop = checks.integer(
+                "stop", stop, self.start + 1, "larger than `start`"
+            )
+        self.stop = stop
         if micro_batch_size is not None:
             micro_batch_size = checks.integer(
                 "micro_batch_size", micro_batch_size, 1
             )
-        checks.choice("method", method, _METHODS)
-        if bound is not None:
-            checks.number("bound", bound, lambda c: c > 0, "above 0, or None")
-        self._alpha = Alpha.of_config(alpha)
-        self.fraction = float(fraction)
-        self.every = int(every)
-        self.reuse = bool(reuse)
-        self.start = int(start)
-        self.stop = None if stop is None else int(stop)
         self.micro_batch_size = micro_batch_size
         self.method = method
         self.exclude = exclude
-        self.bound = None if bound is None else float(bound)
+        if bound is not None:
+            bound = checks.number(
+                "bound", bound, lambda c: c > 0, "above 0, or None"
+            )
+        self.bound = bound
         self._excluded = [_compiled(pattern) for pattern in exclude]
 
     _instead = (

@@ -19,6 +19,8 @@ from keras_fisher import InputGradientPenalty
 from keras_fisher import likelihoods
 from keras_fisher.layers import FisherRegularization
 
+pytestmark = pytest.mark.usefixtures("double_precision")
+
 # Keras rounds functional models' inputs to single precision. Longer in some
 # batches, so that the loss is steeper at some steps.
 _X = training.X[:48] * np.repeat([1, 1, 3, 1, 2, 1], 8)[:, None]
@@ -35,16 +37,6 @@ class _Determined(likelihoods.Categorical):
 
     def sample(self, outputs, seed):
         return _drawn(outputs)
-
-
-@pytest.fixture(autouse=True)
-def _double_precision():
-    before = keras.config.floatx(), keras.config.dtype_policy()
-    keras.config.set_floatx("float64")
-    keras.config.set_dtype_policy("float64")
-    yield
-    keras.config.set_floatx(before[0])
-    keras.config.set_dtype_policy(before[1])
 
 
 def _network():

@@ -24,6 +24,8 @@ from keras_fisher import logs
 from keras_fisher.callbacks import FisherTensorBoard
 from keras_fisher.layers import FisherRegularization
 
+pytestmark = pytest.mark.usefixtures("double_precision")
+
 _X, _Y = training.X[:32], training.Y[:32]
 _BATCH, _STEPS, _RATE = 8, 4, 0.125  # steps of an epoch
 
@@ -41,16 +43,6 @@ class _Likeliest(FisherPenalty):
 
     def labels(self, likelihood, outputs, y, seed):
         return tf.argmax(outputs, axis=-1)
-
-
-@pytest.fixture(autouse=True)
-def _double_precision():
-    before = keras.config.floatx(), keras.config.dtype_policy()
-    keras.config.set_floatx("float64")
-    keras.config.set_dtype_policy("float64")
-    yield
-    keras.config.set_floatx(before[0])
-    keras.config.set_dtype_policy(before[1])
 
 
 def _network():
