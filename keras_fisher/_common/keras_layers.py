@@ -159,6 +159,16 @@ def is_keras_function(function: Any) -> bool:
     )
 
 
+def seeds_in(layer: keras.layers.Layer) -> list[keras.random.SeedGenerator]:
+    """The generators that a layer, and those in it, have as attributes."""
+    return [
+        value
+        for each in operations_in(layer)
+        for value in vars(each).values()
+        if isinstance(value, keras.random.SeedGenerator)
+    ]
+
+
 def operations_in(layer: keras.layers.Layer) -> list[keras.Operation]:
     """A layer and all layers and operations in it, each once.
 

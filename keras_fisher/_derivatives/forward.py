@@ -157,7 +157,7 @@ def run(
     """
     state_before = keras_layers.snapshot(layer) if replayable else []
     subset, run_on, rest = None, inputs, None
-    if fraction < 1 and examples_are_independent(layer):
+    if fraction < 1 and examples_are_independent(layer, inputs):
         batch_size = number_of_examples(inputs)
         subset = _draw_subset(fraction, batch_size, seed)
         # Not every layer takes a rest without an example.

@@ -2,24 +2,53 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import keras
+import tensorflow as tf
 
 from keras_fisher._common import keras_layers
+from keras_fisher._derivatives import ownership
 
 
-def examples_are_independent(layer: keras.layers.Layer) -> bool:
+def examples_are_independent(layer: keras.layers.Layer, x: Any) -> bool:
     """Whether a layer is known to treat each example on its own.
 
-    True only for Keras's own layers and for Sequential and functional models
-    made of them and of elementwise operations such as `x + y`, none of which
-    mixes the batch, keeps state from call to call (but for seeds), adds a loss
-    or makes a mask. Code that cannot be looked into counts as dependent.
+    Then it does not mix the batch, keep state from call to call (but for
+    seeds), add a loss or make a mask. Keras's own layers are known; other
+    people's are traced and looked into, unless all runs eagerly, where each
+    step would do so.
+
+    Args:
+        layer: A built layer or model.
+        x: Its inputs.
+    """
+    if are_known_to_be_independent(layer):
+        return True
+    return not (
+        tf.executing_eagerly() or _goes_over_batches(layer)
+    ) and ownership.examples_own_rows(layer, x)
+
+
+def _goes_over_batches(layer: keras.layers.Layer) -> bool:
+    """Whether there is batch normalization in it: then no trace is needed."""
+    return any(
+        isinstance(each, keras.layers.BatchNormalization) and each.trainable
+        for each in keras_layers.operations_in(layer)
+    )
+
+
+def are_known_to_be_independent(layer: keras.layers.Layer) -> bool:
+    """The same without a trace: of Keras's own layers, and of nothing else.
+
+    Of Sequential and functional models that are made of them, too, and of
+    elementwise operations such as `x + y`.
     """
     if not keras_layers.is_keras_own(keras_layers.unwrapped(layer)):
         return False
     if isinstance(layer, keras.Model):
         return all(
-            examples_are_independent(operation)
+            are_known_to_be_independent(operation)
             if isinstance(operation, keras.layers.Layer)
             else _is_elementwise(operation)
             for operation in getattr(layer, "operations", layer.layers)
@@ -35,19 +64,28 @@ def examples_are_independent(layer: keras.layers.Layer) -> bool:
     if isinstance(layer, keras.layers.Bidirectional):
         return all(
             map(
-                examples_are_independent,
+                are_known_to_be_independent,
                 (layer.forward_layer, layer.backward_layer),
             )
         )
     if isinstance(layer, keras.layers.Wrapper):
-        return examples_are_independent(layer.layer)
-    return not getattr(layer, "mask_zero", False)
+        return are_known_to_be_independent(layer.layer)
+    return not (_goes_along_examples(layer) or getattr(layer, "mask_zero", 0))
 
 
-# Layers with other people's code, with state or losses, or that mask.
+def _goes_along_examples(layer: keras.layers.Layer) -> bool:
+    """Whether arguments of a layer make it mix examples, or share noise."""
+    axes = [getattr(layer, name, ()) for name in ("axis", "axes")]
+    shared = getattr(layer, "noise_shape", None)
+    return 0 in keras.tree.flatten(axes) or bool(shared and shared[0])
+
+
+# Layers with other people's code, with state or losses, that mask, or mix.
 _DEPENDENT = (
+    keras.layers.CutMix,
     keras.layers.Lambda,
     keras.layers.Masking,
+    keras.layers.MixUp,
     keras.layers.ActivityRegularization,
     keras.layers.SpectralNormalization,
     keras.layers.TFSMLayer,

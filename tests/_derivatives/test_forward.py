@@ -31,6 +31,34 @@ def test_outputs_keep_the_order_of_the_batch(name, mode):
     assert len(set(rows.numpy())) == 3
 
 
+class _Positions(keras.layers.Layer):
+    """A layer of other people, which tells how many examples it has seen."""
+
+    def build(self, shape):
+        self.position = self.add_weight(shape=tuple(shape)[1:])
+        self.seen = []
+
+    def call(self, x):
+        self.seen.append(x.shape[0])
+        return x + self.position
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_parts_run_apart_through_layers_of_other_people(jit):
+    model = keras.Sequential([keras.Input((4,)), layer := _Positions()])
+    x = tf.random.stateless_normal([6, 4], [0, 1])
+    expected = model(x)
+    layer.seen.clear()
+
+    @tf.function(jit_compile=jit, autograph=False)
+    def run():
+        return forward_lib.run(model, x, fraction=1 / 3, seed=3).outputs
+
+    np.testing.assert_allclose(run(), expected, rtol=1e-6)
+    # The first two are traces that look at it.
+    assert layer.seen == [3, 4, 2, 4]
+
+
 def test_state_is_updated_once():
     """Also by a part of the batch, with its batch statistics."""
     model, x = networks.build("batch_norm")

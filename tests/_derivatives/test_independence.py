@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from keras_fisher._derivatives.independence import are_known_to_be_independent
 from keras_fisher._derivatives.independence import examples_are_independent
 
 
@@ -39,7 +40,7 @@ def _functional(layer):
     ids=lambda layer: layer.name,
 )
 def test_examples_are_independent_in(layer):
-    assert examples_are_independent(_functional(layer))
+    assert are_known_to_be_independent(_functional(layer))
 
 
 @pytest.mark.parametrize(
@@ -53,24 +54,30 @@ def test_examples_are_independent_in(layer):
         layers.TimeDistributed(layers.BatchNormalization()),
         layers.SpectralNormalization(layers.Dense(3)),
         layers.Masking(),
+        layers.MixUp(),
+        layers.Softmax(axis=0),
+        layers.UnitNormalization(axis=0),
+        layers.Dropout(0.5, noise_shape=(1, None, None)),
         keras.Sequential([Custom()]),
         _functional(_functional(layers.BatchNormalization())),
     ],
     ids=lambda layer: layer.name,
 )
 def test_examples_are_not_known_to_be_independent_in(layer):
-    assert not examples_are_independent(_functional(layer))
+    assert not are_known_to_be_independent(_functional(layer))
 
 
 def test_other_operations_and_subclassed_models_count_as_dependent():
     x = keras.Input((4,))
     y = layers.Dense(3)(x)
     model = keras.Model(x, y - keras.ops.mean(y, axis=0))
-    assert not examples_are_independent(model)
+    assert not are_known_to_be_independent(model)
     attention, _ = networks.build("attention")
-    assert not examples_are_independent(attention)
-    assert not examples_are_independent(layers.Embedding(3, 2, mask_zero=True))
-    assert not examples_are_independent(
+    assert not are_known_to_be_independent(attention)
+    assert not are_known_to_be_independent(
+        layers.Embedding(3, 2, mask_zero=True)
+    )
+    assert not are_known_to_be_independent(
         layers.RNN(layers.LSTMCell(3), stateful=True)
     )
 
@@ -93,4 +100,40 @@ def test_other_operations_and_subclassed_models_count_as_dependent():
 def test_elementwise_operations_are_looked_into(function, independent):
     x, y = keras.Input((4,)), keras.Input((4,))
     model = keras.Model([x, y], function(x, y))
-    assert examples_are_independent(model) == independent
+    assert are_known_to_be_independent(model) == independent
+
+
+class _Positions(layers.Layer):
+    """As everybody has written it once."""
+
+    def build(self, shape):
+        self.position = self.add_weight(shape=tuple(shape)[1:])
+
+    def call(self, x):
+        return x + self.position
+
+
+@pytest.mark.parametrize(
+    "layer, independent",
+    [
+        (_Positions(), True),
+        (Custom(), False),
+        (layers.BatchNormalization(), False),
+        (layers.Lambda(lambda x: 2 * x), True),
+        (keras.Sequential([_Positions(), layers.Dense(2)]), True),
+    ],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_other_layers_are_looked_into_where_a_step_is_traced(
+    layer, independent
+):
+    model, found = _functional(layer), []
+
+    @tf.function
+    def step(x):
+        found.append(examples_are_independent(model, x))
+
+    step(tf.ones([5, 4, 2]))
+    assert found == [independent]
+    # Eagerly each step would trace the model again.
+    assert not examples_are_independent(model, tf.ones([5, 4, 2]))
