@@ -7,7 +7,7 @@ all parameters and, as the optimizer's step is, over all replicas and all
 batches whose gradients it accumulates. ‖∇L‖ keeps the penalty from undoing what
 the loss does. m keeps a step at which the loss is steep, as happens with large
 learning rates, from being followed by as large a step of the penalty: of that
-networks die.
+networks die. c itself grows over the first steps (`Penalty.bound_at`).
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def bounded_sum(
     loss: Gradients,
     penalty: Gradients,
     mean,
-    bound: float,
+    bound: float | tf.Tensor,
     scale: float | tf.Tensor = 1.0,
     accumulated: Accumulated | None = None,
 ) -> tuple[Gradients, tf.Tensor]:
@@ -115,7 +115,8 @@ def bounded_sum(
         is_step = accumulated.is_last
     of_loss, of_penalty = whole.norms()
     typical = tf.cast(followed(mean, of_loss, is_step), of_loss.dtype)
-    factor = shortening(of_penalty, bound * tf.minimum(of_loss, typical))
+    limit = tf.cast(bound, of_loss.dtype) * tf.minimum(of_loss, typical)
+    factor = shortening(of_penalty, limit)
     factor *= tf.cast(weight / replicas.number(), factor.dtype)
     handed = [
         None if p is None else tf.cast(p, p.dtype if g is None else g.dtype)

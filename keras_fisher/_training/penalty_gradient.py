@@ -85,7 +85,7 @@ class PenaltyGradient:
             loss,
             penalty,
             self._state.loss_norm,
-            self._penalty.bound,
+            self._penalty.bound_at(self._optimizer.iterations),
             self._optimizer.scale_loss(1.0),
             self._accumulated(),
         )

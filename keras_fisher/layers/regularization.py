@@ -278,7 +278,8 @@ class FisherRegularization(ReadOnce, keras.layers.Wrapper):
         of_layer = guarded.gradients[: len(self.layer.trainable_variables)]
         length = gradients_lib.norm(of_layer)
         own = tf.cast(tf.sqrt(squared_norm), length.dtype)
-        return guarded.times(shortening(length, self.penalty.bound * own))
+        bound = tf.cast(self.penalty.bound_at(self.step), length.dtype)
+        return guarded.times(shortening(length, bound * own))
 
 
 def _identity(tensor: tf.Tensor) -> tf.Tensor:

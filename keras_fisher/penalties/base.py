@@ -64,6 +64,7 @@ _READ_ONCE = (
     "method",
     "exclude",
     "bound",
+    "warmup_steps",
 )
 
 
@@ -118,10 +119,13 @@ class Penalty(ReadOnce):
         exclude: Regular expressions. Variables whose path one of them is
             found in (`re.search`) are left out of the norm.
         bound: c, a number above 0. The penalty moves the parameters by
-            min(1, c min(‖∇L‖, m) / ‖∇P‖) ∇P, whose length is at most c times
+            min(1, c w min(‖∇L‖, m) / ‖∇P‖) ∇P, whose length is at most c times
             that of the gradient of the loss, and of the mean m of that length
             over the last hundred steps or so. So a large α does no harm. None
             for ∇P itself, the paper's penalty.
+        warmup_steps: Optimizer steps, from `start` on, over which w grows to
+            1 in equal parts, so that a network with random weights, whose
+            Tr(F) may be in millions, begins to learn; 0 for w = 1.
     """
 
     name: str  # how `get` finds the class
@@ -139,6 +143,7 @@ class Penalty(ReadOnce):
         method: str = "exact",
         exclude: str | Sequence[str] = (),
         bound: float | None = 1.0,
+        warmup_steps: int = 500,
     ):
         exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
         checks.choice("method", method, _METHODS)
@@ -166,6 +171,7 @@ class Penalty(ReadOnce):
                 "bound", bound, lambda c: c > 0, "above 0, or None"
             )
         self.bound = bound
+        self.warmup_steps = checks.integer("warmup_steps", warmup_steps, 0)
         self._excluded = [_compiled(pattern) for pattern in exclude]
 
     _instead = (
@@ -242,6 +248,12 @@ class Penalty(ReadOnce):
     def is_fresh(self, step):
         """Whether the penalty is computed anew at `step`."""
         return self.is_active(step) & ((step - self.start) % self.every == 0)
+
+    def bound_at(self, step: int | tf.Tensor) -> tf.Tensor:
+        """The bound at an optimizer step, a scalar in `float64`."""
+        begun = tf.cast(step, tf.float64) - self.start + 1
+        share = begun / max(self.warmup_steps, 1)
+        return self.bound * tf.clip_by_value(share, 0, 1)
 
     @property
     def stores_gradient(self) -> bool:
@@ -382,6 +394,7 @@ class Penalty(ReadOnce):
             "method": self.method,
             "exclude": list(self.exclude),
             "bound": self.bound,
+            "warmup_steps": self.warmup_steps,
         }
 
     @classmethod

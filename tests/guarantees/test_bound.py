@@ -1,6 +1,7 @@
 """A bounded penalty moves the weights as a loop in double precision does.
 
-∇L + min(1, c min(‖∇L‖, m) / ‖∇P‖) ∇P, m the running mean of ‖∇L‖
+∇L + min(1, c min(‖∇L‖, m) / ‖∇P‖) ∇P, m the running mean of ‖∇L‖, with a c
+that grows over the first steps.
 """
 
 from __future__ import annotations
@@ -84,6 +85,10 @@ def _penalty(network, penalty, x, y):
     return [penalty.alpha * g.numpy() for g in gradients]
 
 
+def _bound(penalty, step):
+    return penalty.bound * min(1.0, (step + 1) / max(penalty.warmup_steps, 1))
+
+
 def _norm(gradients):
     return np.sqrt(sum(np.sum(g**2) for g in gradients))
 
@@ -119,7 +124,8 @@ def _train_by_hand(network, penalty, accumulation=1, clipnorm=None):
         )
         norm = _norm(loss)
         mean = norm if mean is None else 0.99 * mean + 0.01 * norm
-        factor = min(1.0, penalty.bound * min(norm, mean) / _norm(own))
+        bound = _bound(penalty, step)
+        factor = min(1.0, bound * min(norm, mean) / _norm(own))
         said.append((_norm(own) / norm, factor, mean < norm))
         total = [a + factor * b for a, b in zip(loss, own)]
         if clipnorm is not None:
@@ -169,34 +175,50 @@ def _assert_by_hand(model, network, rtol=1e-10, atol=1e-12):
 
 
 _SETTINGS = {
-    "fresh": (FisherPenalty(30.0, bound=0.7), {}),
-    "half": (FisherPenalty(0.2, bound=0.2), {}),
-    "reused": (FisherPenalty(30.0, every=3, bound=0.7), {}),
+    "fresh": (FisherPenalty(30.0, bound=0.7, warmup_steps=4), {}),
+    "half": (FisherPenalty(0.2, bound=0.2, warmup_steps=4), {}),
+    "reused": (FisherPenalty(30.0, every=3, bound=0.7, warmup_steps=4), {}),
     "accumulated": (
-        FisherPenalty(30.0, bound=0.7),
+        FisherPenalty(30.0, bound=0.7, warmup_steps=4),
         {"gradient_accumulation_steps": 2},
     ),
     "accumulated and reused": (
-        FisherPenalty(30.0, every=2, bound=0.7),
+        FisherPenalty(30.0, every=2, bound=0.7, warmup_steps=4),
         {"gradient_accumulation_steps": 3},
     ),
-    "clipped": (FisherPenalty(30.0, bound=0.7), {"global_clipnorm": 0.2}),
-    "scaled": (FisherPenalty(30.0, bound=0.7), {"loss_scale": 64.0}),
+    "clipped": (
+        FisherPenalty(30.0, bound=0.7, warmup_steps=4),
+        {"global_clipnorm": 0.2},
+    ),
+    "scaled": (
+        FisherPenalty(30.0, bound=0.7, warmup_steps=4),
+        {"loss_scale": 64.0},
+    ),
     "scaled and reused": (
-        FisherPenalty(30.0, every=3, bound=0.7),
+        FisherPenalty(30.0, every=3, bound=0.7, warmup_steps=4),
         {"loss_scale": 64.0},
     ),
     "scaled and accumulated": (
-        FisherPenalty(30.0, bound=0.7),
+        FisherPenalty(30.0, bound=0.7, warmup_steps=4),
         {"loss_scale": 64.0, "gradient_accumulation_steps": 2},
     ),
-    "micro-batches": (FisherPenalty(30.0, bound=0.7, micro_batch_size=3), {}),
-    "labels": (
-        GradientPenalty(30.0, bound=0.7, micro_batch_size=3),
+    "micro-batches": (
+        FisherPenalty(30.0, bound=0.7, warmup_steps=4, micro_batch_size=3),
         {},
     ),
-    "inputs": (InputGradientPenalty(30.0, bound=0.7), {}),
-    "inputs reused": (InputGradientPenalty(30.0, every=3, bound=0.7), {}),
+    "labels": (
+        GradientPenalty(30.0, bound=0.7, warmup_steps=4, micro_batch_size=3),
+        {},
+    ),
+    "inputs": (InputGradientPenalty(30.0, bound=0.7, warmup_steps=4), {}),
+    "inputs reused": (
+        InputGradientPenalty(30.0, every=3, bound=0.7, warmup_steps=4),
+        {},
+    ),
+    "from the first step": (
+        FisherPenalty(30.0, bound=0.7, warmup_steps=0),
+        {},
+    ),
     "no bound in reach": (FisherPenalty(0.3, bound=np.inf), {}),
 }
 
@@ -229,7 +251,9 @@ def test_weights_equal_those_of_a_loop(name, mode):
 
 
 def test_finite_differences_are_bounded_alike():
-    penalty = FisherPenalty(30.0, bound=0.7, method="finite_difference")
+    penalty = FisherPenalty(
+        30.0, bound=0.7, warmup_steps=4, method="finite_difference"
+    )
     model, _ = _fit(penalty)
     network = _network()
     _train_by_hand(network, penalty)
@@ -237,7 +261,7 @@ def test_finite_differences_are_bounded_alike():
 
 
 def test_frozen_variables_are_in_no_norm():
-    penalty = FisherPenalty(30.0, bound=0.7)
+    penalty = FisherPenalty(30.0, bound=0.7, warmup_steps=4)
     networks = [_network(), _network()]
     for network in networks:
         network.layers[0].trainable = False
@@ -272,7 +296,7 @@ def test_it_resumes_to_the_bit(every, tmp_path):
 
     def new():
         model, _ = _fit(
-            FisherPenalty(30.0, every=every, bound=0.7),
+            FisherPenalty(30.0, every=every, bound=0.7, warmup_steps=4),
             gradient_accumulation_steps=4,
             momentum=0.5,
         )
@@ -326,7 +350,7 @@ def test_a_large_alpha_does_no_harm(alpha, bound, most):
 
 @pytest.mark.parametrize("every", [1, 2])
 def test_the_layer_is_bounded_by_the_gradient_that_it_sees(every):
-    penalty = FisherPenalty(30.0, every=every, bound=0.7)
+    penalty = FisherPenalty(30.0, every=every, bound=0.7, warmup_steps=4)
     network = _network()
     layer = FisherRegularization(
         network, penalty, likelihood=_Determined(from_logits=True)
@@ -349,13 +373,20 @@ def test_the_layer_is_bounded_by_the_gradient_that_it_sees(every):
             labels = _drawn(by_hand(x))
             square = float(_squared_gradient(by_hand, x, labels))
             own = _penalty(by_hand, penalty, x, _Y[batch])
-            factor = min(1.0, 0.7 * np.sqrt(square) / _norm(own))
+            bound = _bound(penalty, step)
+            factor = min(1.0, bound * np.sqrt(square) / _norm(own))
             assert factor < 1
             own = [factor * g for g in own]
         for v, g, p in zip(by_hand.trainable_variables, gradients, own):
             v.assign_sub(_RATE * (g + p))
     for a, b in zip(training.weights(network), training.weights(by_hand)):
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_it_warms_up_from_where_it_starts():
+    penalty = FisherPenalty(bound=3.0, start=10, warmup_steps=4)
+    found = [float(penalty.bound_at(step)) for step in range(9, 16)]
+    np.testing.assert_allclose(found, [0, 0.75, 1.5, 2.25, 3, 3, 3])
 
 
 @pytest.mark.parametrize("bound", [0, -1.0, float("nan"), "1", True])

@@ -107,7 +107,7 @@ def test_part_of_a_model_gets_the_penalty_of_its_own_variables():
     keras.config.set_dtype_policy("float64")
     head = keras.layers.Dense(3)
     body = keras.layers.Dense(4, activation="tanh")
-    layer = FisherRegularization(head, FisherPenalty(0.5), seed=3)
+    layer = FisherRegularization(head, FisherPenalty(0.5, bound=None), seed=3)
     model = keras.Sequential([keras.Input((6,), dtype="float64"), body, layer])
     x = tf.constant(_X[:8], "float64")
 
