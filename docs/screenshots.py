@@ -13,6 +13,7 @@ import io
 import os
 import pathlib
 import sys
+import urllib.parse
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -133,6 +134,21 @@ def images(page: sync_api.Page, url: str, log_dir: str) -> None:
     page.get_by_text("Show actual image size").first.click()
 
 
+def fisher(page: sync_api.Page, url: str, log_dir: str) -> None:
+    """The verdict over all runs, in the library's own tab."""
+    page.goto(f"{url}#fisher")
+    frame = page.frame_locator("iframe").first
+    frame.locator("main[aria-busy=false] tbody tr").first.wait_for()
+
+
+def fisher_trace(page: sync_api.Page, url: str, log_dir: str) -> None:
+    """Tr(F) of all runs, in the library's own tab."""
+    state = urllib.parse.urlencode({"fisher": '{"view": "Trace"}'})
+    page.goto(f"{url}?{state}#fisher")
+    frame = page.frame_locator("iframe").first
+    frame.locator(".js-plotly-plot .scatterlayer").first.wait_for()
+
+
 def save(page: sync_api.Page, path: str) -> None:
     """Writes what the page shows as a small file."""
     # Drawn anew after a click; no animation, no cursor in a box.
@@ -155,6 +171,8 @@ def save(page: sync_api.Page, path: str) -> None:
 
 # What is shown, and the size that fits it.
 _PAGES: dict[str, tuple[Callable, int, int]] = {
+    "fisher": (fisher, 1500, 430),
+    "fisher_trace": (fisher_trace, 1350, 860),
     "scalars": (scalars, 1200, 850),
     "custom_scalars": (custom_scalars, 1200, 900),
     "hparams": (hparams, 1350, 430),

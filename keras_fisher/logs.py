@@ -141,10 +141,7 @@ def _located(log_dir: str | os.PathLike[str]) -> list[tuple[str, str, str]]:
     located = []
     for directory in event_files.directories(root):
         path = posixpath.relpath(directory, root)
-        run, split = posixpath.split(path)
-        if split not in tags.SPLITS:
-            run, split = path, ""
-        located.append((run or ".", split, directory))
+        located.append((*tags.run_and_split(path), directory))
     if not located:
         raise ValueError(
             f"There are no event files of TensorBoard in log_dir={root!r}, nor "

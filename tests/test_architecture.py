@@ -31,6 +31,7 @@ _ROOMS = {
     },
     "logs": {"_common", "_tensorboard"},
     "plotting": {"_common", "_tensorboard"},
+    "_fisher_tab": {"_tensorboard", "plotting"},
     "callbacks": {
         *("_common", "_measuring", "_tensorboard", "_training", "plotting"),
     },

@@ -29,6 +29,18 @@ METRIC = "metric/"  # and the name in the logs
 _AFTER = (PROBE_TRACE, HEAT_MAP, "memorization/", METRIC)
 
 
+def run_and_split(directory: str) -> tuple[str, str]:
+    """What run a directory is of, and which of its splits; `""` for none.
+
+    Args:
+        directory: Below the directory of the logs, with slashes.
+    """
+    run, _, split = directory.rpartition("/")
+    if split not in SPLITS:
+        return directory, ""
+    return run or ".", split
+
+
 def is_fisher(tag: str) -> bool:
     """Whether a curve is ours, at optimizer steps, and not one of Keras's."""
     return tag.startswith(("fisher/", *_AFTER))

@@ -1,0 +1,1 @@
+"""The tab of TensorBoard that answers what happened to Tr(F)."""

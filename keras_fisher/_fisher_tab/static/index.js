@@ -1,0 +1,181 @@
+// The Fisher tab: runs on the left, views on the right, its state in the URL.
+
+import { ask, colorsOf, element } from './page.js';
+import * as views from './views.js';
+
+const VIEWS = {
+  Verdict: views.showVerdict,
+  Trace: views.showTrace,
+  'Early phase': views.showEarly,
+  Layers: views.showLayers,
+  Memorization: views.showMemorization,
+};
+const DEFAULTS = {
+  view: 'Verdict', hidden: [], filter: '', threshold: null, sort: 'run', descending: false,
+  smooth: 8, early: 'TrF_i', accuracy: 'test accuracy', color: 'run',
+  left: null, right: null, at: null,
+};
+const PARAMETER = 'fisher'; // in the address of TensorBoard's page
+const SECONDS = 15; // between looks for new points
+
+class Page {
+  constructor(root) {
+    this.state = { ...DEFAULTS, ...readState() };
+    this.runs = [];
+    this.cache = new Map();
+    this.sidebar = element('nav', { class: 'runs', 'aria-label': 'Runs' });
+    this.tabs = element('div', { class: 'tabs', role: 'tablist' });
+    this.place = element('main', { role: 'tabpanel', 'aria-live': 'off' });
+    root.replaceChildren(this.sidebar, element('div', { class: 'content' }, this.tabs, this.place));
+  }
+
+  get chosen() {
+    return this.runs.filter((run) => this.isListed(run) && !this.state.hidden.includes(run.run));
+  }
+
+  isListed(run) {
+    try {
+      return new RegExp(this.state.filter, 'i').test(run.run);
+    } catch {
+      return run.run.includes(this.state.filter);
+    }
+  }
+
+  /** Curves of a run, asked for once until there is something new. */
+  curves(run, tags) {
+    const key = JSON.stringify([run, tags]);
+    if (!this.cache.has(key)) this.cache.set(key, ask('./curves', { run, tag: tags }));
+    return this.cache.get(key);
+  }
+
+  dot(run) {
+    return element('span', { class: 'dot', style: `background:${this.colors.get(run)}`, 'aria-hidden': 'true' });
+  }
+
+  async change(changes) {
+    this.state = { ...this.state, ...changes };
+    writeState(this.state);
+    await this.show();
+  }
+
+  async load() {
+    const { runs, has_plotly: hasPlotly, threshold } = await ask('./runs');
+    this.threshold = threshold;
+    const text = JSON.stringify(runs);
+    if (text === this.text) return;
+    this.text = text;
+    this.runs = runs;
+    this.colors = colorsOf(runs);
+    this.hasPlotly = hasPlotly;
+    this.cache.clear();
+    await this.show();
+  }
+
+  async show() {
+    document.body.classList.toggle('dark', window.parent.document.body.classList.contains('dark-mode'));
+    this.showRuns();
+    this.showTabs();
+    if (this.state.view !== 'Verdict' && !this.hasPlotly) {
+      this.place.replaceChildren(element('p', { class: 'missing' },
+        'The charts need plotly: pip install "keras_fisher[plot]", and start TensorBoard again.'));
+      return;
+    }
+    // What comes late may not overwrite what is newer.
+    const number = (this.number = (this.number || 0) + 1);
+    const place = element('div', {});
+    this.place.setAttribute('aria-busy', 'true');
+    if (this.state.view !== 'Verdict') this.place.replaceChildren('Loading …');
+    try {
+      if (this.state.view !== 'Verdict') await plotly();
+      if (number !== this.number) return;
+      this.place.replaceChildren(place);
+      await VIEWS[this.state.view](place, this);
+    } catch (error) {
+      place.replaceChildren(element('p', { class: 'missing', role: 'alert' }, error.message));
+    } finally {
+      if (number === this.number) this.place.setAttribute('aria-busy', 'false');
+    }
+  }
+
+  showTabs() {
+    this.tabs.replaceChildren(...Object.keys(VIEWS).map((view) => element('button', {
+      role: 'tab', 'aria-selected': String(view === this.state.view),
+      onclick: () => this.change({ view }),
+    }, view)));
+  }
+
+  showRuns() {
+    const focused = document.activeElement?.id;
+    const listed = this.runs.filter((run) => this.isListed(run));
+    this.sidebar.replaceChildren(
+      element('input', {
+        id: 'filter', type: 'search', placeholder: 'Filter runs (regex)', 'aria-label': 'Filter runs',
+        value: this.state.filter, onchange: (event) => this.change({ filter: event.target.value }),
+      }),
+      element('div', { class: 'all' },
+        element('button', { onclick: () => this.change({ hidden: [] }) }, 'All'),
+        element('button', { onclick: () => this.change({ hidden: this.runs.map((r) => r.run) }) }, 'None'),
+        ` ${this.chosen.length} of ${this.runs.length}`),
+      ...listed.map((run, i) => element('label', {}, element('input', {
+        id: `run-${i}`, type: 'checkbox', checked: !this.state.hidden.includes(run.run),
+        onchange: () => this.toggle(run.run),
+      }), this.dot(run.run), ` ${run.run}`)),
+    );
+    if (focused) document.getElementById(focused)?.focus();
+  }
+
+  toggle(run) {
+    const { hidden } = this.state;
+    return this.change({
+      hidden: hidden.includes(run) ? hidden.filter((each) => each !== run) : [...hidden, run],
+    });
+  }
+}
+
+/** The state that the address of TensorBoard's page holds. */
+function readState() {
+  try {
+    return JSON.parse(new URL(window.parent.location.href).searchParams.get(PARAMETER)) || {};
+  } catch {
+    return {};
+  }
+}
+
+function writeState(state) {
+  const changed = Object.entries(state).filter(
+    ([key, value]) => JSON.stringify(value) !== JSON.stringify(DEFAULTS[key]));
+  const url = new URL(window.parent.location.href);
+  if (changed.length) url.searchParams.set(PARAMETER, JSON.stringify(Object.fromEntries(changed)));
+  else url.searchParams.delete(PARAMETER);
+  window.parent.history.replaceState(window.parent.history.state, '', url);
+}
+
+let loaded = null;
+
+/** Plotly's script, from the Python package that is installed. */
+function plotly() {
+  loaded ||= new Promise((resolve, reject) => {
+    const script = element('script', { src: new URL('./plotly.js', import.meta.url) });
+    script.addEventListener('load', resolve);
+    script.addEventListener('error', () => reject(new Error('plotly.js could not be loaded.')));
+    document.head.append(script);
+  });
+  return loaded;
+}
+
+/** TensorBoard calls this once it has loaded the module. */
+export async function render() {
+  document.documentElement.lang = 'en';
+  document.head.append(element('link', { rel: 'stylesheet', href: new URL('./style.css', import.meta.url) }));
+  const root = element('div', { class: 'page' });
+  document.body.append(root);
+  const page = new Page(root);
+  const load = () => page.load().catch((error) => {
+    page.place.replaceChildren(element('p', { class: 'missing', role: 'alert' }, error.message));
+  });
+  await load();
+  setInterval(() => document.visibilityState === 'visible' && load(), 1000 * SECONDS);
+  // TensorBoard changes its theme by a class.
+  new MutationObserver(() => page.show()).observe(
+    window.parent.document.body, { attributes: true, attributeFilter: ['class'] });
+}
