@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 2
+export REPOSITORY_URL ?=
 # Data sets prepared from packages stay in the checkout.
 export TFDS_DATA_DIR ?= $(CURDIR)/.data
 
 .PHONY: demo test test-all test-floor test-newest lint format clean reproduce \
     benchmark benchmark-traces benchmark-accuracy benchmark-scaling \
-    gpu-programs gpu-check
+    gpu-programs gpu-check dist
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py
@@ -41,6 +42,18 @@ lint: $(VENV)/.installed
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+# The sdist, and the wheel made from it, which has to work in an environment of
+# nothing else.
+dist:
+	rm -rf dist .venv-dist
+	$(PYTHON) -m venv .venv-dist
+	.venv-dist/bin/python -m pip install --quiet --upgrade pip build
+	.venv-dist/bin/python -m build
+	$(PYTHON) -m venv --clear .venv-dist
+	.venv-dist/bin/python -m pip install --quiet dist/*.whl
+	.venv-dist/bin/python -m pip check
+	.venv-dist/bin/python tests/installed.py
 
 # The tables and figures of docs/reproduction.md, by two processes that share
 # the runs. Goes on where it was stopped.
@@ -90,4 +103,5 @@ $(VENV)/.installed: setup.cfg pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-floor .venv-newest .venv-torch .venv-jax .gpu-programs .data build *.egg-info
+	rm -rf $(VENV) .venv-floor .venv-newest \
+	    .venv-torch .venv-jax .venv-dist .gpu-programs .data build dist *.egg-info

@@ -1,0 +1,1 @@
+"""What all parts share: checks, precision, structures, random draws."""

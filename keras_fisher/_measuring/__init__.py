@@ -1,0 +1,1 @@
+"""Tr(F) and Tr(H) of a model on given data."""

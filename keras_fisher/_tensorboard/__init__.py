@@ -1,0 +1,1 @@
+"""The event files of TensorBoard, and what is in them."""

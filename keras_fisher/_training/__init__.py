@@ -1,0 +1,1 @@
+"""Steps that measure Tr(F) and add penalties."""
