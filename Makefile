@@ -9,7 +9,7 @@ export TFDS_DATA_DIR ?= $(CURDIR)/.data
 
 .PHONY: demo test test-all test-floor test-newest lint format clean reproduce \
     benchmark benchmark-traces benchmark-accuracy benchmark-scaling \
-    gpu-programs gpu-check dist
+    gpu-programs gpu-check dist docs
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py
@@ -42,6 +42,18 @@ lint: $(VENV)/.installed
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+# The site, in site/; a dead link or an unknown name is an error. MkDocs has no
+# need of TensorFlow: it reads docstrings from the source.
+docs: .venv-docs/.installed
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet --strict
+
+.venv-docs/.installed: setup.cfg tests/floor.py
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --upgrade pip
+	.venv-docs/bin/python -m pip install --quiet \
+	    $$($(PYTHON) tests/floor.py --extra=docs)
+	touch $@
 
 # The sdist, and the wheel made from it, which has to work in an environment of
 # nothing else.
@@ -104,4 +116,4 @@ $(VENV)/.installed: setup.cfg pyproject.toml
 
 clean:
 	rm -rf $(VENV) .venv-floor .venv-newest \
-	    .venv-torch .venv-jax .venv-dist .gpu-programs .data build dist *.egg-info
+	    .venv-torch .venv-jax .venv-dist .venv-docs .gpu-programs .data build dist site *.egg-info

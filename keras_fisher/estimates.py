@@ -14,9 +14,11 @@ class Estimate(float):
             for figures without a random part, NaN where nothing is known.
 
     Example:
+    ```pycon
     >>> trace = keras_fisher.Estimate(331.0, standard_error=1.5)
     >>> trace, 2 * trace, trace.standard_error
     (331 ± 1.5, 662.0, 1.5)
+    ```
     """
 
     standard_error: float

@@ -52,6 +52,7 @@ def read(log_dir: str | os.PathLike[str]) -> pd.DataFrame:
         ValueError: If there is no such directory, or no event file in it.
 
     Example:
+    ```pycon
     >>> frame = keras_fisher.logs.read("logs")
     >>> trace = frame[frame["tag"] == "fisher/trace"]
     >>> trace.groupby("run")["value"].max()
@@ -59,6 +60,7 @@ def read(log_dir: str | os.PathLike[str]) -> pd.DataFrame:
     lr=0.01    411.2
     lr=0.1      97.3
     Name: value, dtype: float64
+    ```
     """
     pd = optional_imports.imported("pandas", __name__)
     points = [
@@ -98,12 +100,14 @@ def runs(log_dir: str | os.PathLike[str]) -> pd.DataFrame:
         ValueError: If there is no such directory, or no event file in it.
 
     Example:
+    ```pycon
     >>> table = keras_fisher.logs.runs("logs")
     >>> table[["learning_rate", "early_trace", "val_accuracy"]]
              learning_rate  early_trace  val_accuracy
     run
     lr=0.01           0.01        301.7         0.872
     lr=0.1            0.10         81.0         0.939
+    ```
     """
     pd = optional_imports.imported("pandas", __name__)
     given, measured = {}, {}

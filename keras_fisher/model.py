@@ -119,7 +119,7 @@ class FisherModel(Settings, RawData):
         likelihood: Any = "auto",
         trace_every: int | None = 10,
         seed: int | None = None,
-        **kwargs,
+        **kwargs: Any,
     ):
         model_checks.check_wrappable(model)
         kwargs.setdefault("dtype", model.dtype_policy)

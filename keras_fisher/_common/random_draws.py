@@ -7,7 +7,9 @@ into other floats); everything here is built on them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import random
+from typing import TypeAlias
 
 import keras
 import tensorflow as tf
@@ -19,6 +21,8 @@ _REPLICA_STRIDE = 0x3C6EF35F
 _OUTPUT_STRIDE = 0x510E527FADE682D1
 _PHILOX = 1
 _OTHER_STRIDE = 0x1F83D9ABFB41BD6B
+
+Shape: TypeAlias = Sequence[int | tf.Tensor] | tf.Tensor
 
 
 def generator(seed: int | None) -> keras.random.SeedGenerator:
@@ -153,7 +157,9 @@ def _key_and_counter(seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return words[:1], tf.stack([tf.zeros_like(words[1]), words[1]])
 
 
-def uniform(shape, seed: tf.Tensor, dtype=tf.float32) -> tf.Tensor:
+def uniform(
+    shape: Shape, seed: tf.Tensor, dtype: tf.DType | str = tf.float32
+) -> tf.Tensor:
     """Draws from the multiples of 2**-24 in [0, 1), the same in any dtype.
 
     Args:
@@ -175,18 +181,24 @@ def centred(shape, seed: tf.Tensor) -> tf.Tensor:
     return uniform(shape, seed, tf.float64) + 2.0**-25
 
 
-def integers(shape, bound: int | tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+def integers(
+    shape: Shape, bound: int | tf.Tensor, seed: tf.Tensor
+) -> tf.Tensor:
     """Draws integers from 0 to `bound - 1`, each as likely as the others."""
     bound = tf.cast(bound, tf.float64)
     return tf.cast(uniform(shape, seed, tf.float64) * bound, tf.int32)
 
 
-def gumbel(shape, seed: tf.Tensor, dtype=tf.float32) -> tf.Tensor:
+def gumbel(
+    shape: Shape, seed: tf.Tensor, dtype: tf.DType | str = tf.float32
+) -> tf.Tensor:
     """Draws from the standard Gumbel distribution, finite values."""
     return tf.cast(-tf.math.log(-tf.math.log(centred(shape, seed))), dtype)
 
 
-def normal(shape, seed: tf.Tensor, dtype=tf.float32) -> tf.Tensor:
+def normal(
+    shape: Shape, seed: tf.Tensor, dtype: tf.DType | str = tf.float32
+) -> tf.Tensor:
     """Draws from the standard normal distribution, finite values."""
     return tf.cast(tf.math.ndtri(centred(shape, seed)), dtype)
 

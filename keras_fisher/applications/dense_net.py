@@ -71,11 +71,13 @@ def DenseNet(
             or, with `bottleneck`, 6n + 4, or if `reduction` is not in (0, 1].
 
     Example:
+    ```pycon
     >>> model = keras_fisher.applications.DenseNet(
     ...     (32, 32, 3), 10, depth=100, bottleneck=True, reduction=0.5
     ... )
     >>> model.count_params()  # with the statistics of batch normalization
     793150
+    ```
     """
     shape = arguments.checked_shape(input_shape, poolings=_BLOCKS - 1)
     classes = arguments.checked_classes(classes)

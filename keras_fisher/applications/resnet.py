@@ -58,9 +58,11 @@ def ResNet(
             if `depth` is not 6n + 2.
 
     Example:
+    ```pycon
     >>> model = keras_fisher.applications.ResNet((32, 32, 3), classes=10)
     >>> model.count_params()  # with the statistics of batch normalization
     271098
+    ```
     """
     shape = arguments.checked_shape(input_shape)
     classes = arguments.checked_classes(classes)

@@ -58,9 +58,11 @@ def SimpleCNN(
             not a positive integer.
 
     Example:
+    ```pycon
     >>> model = keras_fisher.applications.SimpleCNN((32, 32, 3), classes=10)
     >>> model.count_params()
     591274
+    ```
     """
     shape = arguments.checked_shape(input_shape, ranks=(2, 3), poolings=2)
     classes = arguments.checked_classes(classes)

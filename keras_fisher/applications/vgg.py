@@ -55,9 +55,11 @@ def VGG11(
             not a positive integer.
 
     Example:
+    ```pycon
     >>> model = keras_fisher.applications.VGG11((32, 32, 3), classes=10)
     >>> model.count_params()
     9225610
+    ```
     """
     shape = arguments.checked_shape(input_shape, poolings=len(_BLOCKS))
     classes = arguments.checked_classes(classes)

@@ -62,11 +62,13 @@ def WideResNet(
             in [0, 1).
 
     Example:
+    ```pycon
     >>> model = keras_fisher.applications.WideResNet(
     ...     (32, 32, 3), classes=10, depth=28, widen_factor=10
     ... )
     >>> model.count_params()  # with the statistics of batch normalization
     36497146
+    ```
     """
     shape = arguments.checked_shape(input_shape)
     classes = arguments.checked_classes(classes)

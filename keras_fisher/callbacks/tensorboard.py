@@ -101,7 +101,7 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
     def __init__(
         self,
         log_dir: str = "logs",
-        *args,
+        *args: Any,
         early_phase: EarlyPhase | None = None,
         probe: Any = None,
         probe_every: str | int = "epoch",
@@ -110,7 +110,7 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
         heat_map: bool = True,
         write_every: int = 1,
         hyperparameters: Mapping[str, Any] | None = None,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(log_dir, *args, **kwargs)
         self.early_phase = EarlyPhase() if early_phase is None else early_phase

@@ -3,11 +3,13 @@
 The usual order puts what is the same in every epoch before the cache, and
 what is random after it:
 
->>> train = keras_fisher.datasets.load("cifar10", "train")
->>> train = keras_fisher.datasets.normalize(train, "cifar10")
->>> train = train.cache().shuffle(50_000, seed=0)
->>> train = keras_fisher.datasets.augment(train, seed=0)
->>> train = train.batch(128).prefetch(tf.data.AUTOTUNE)
+```python
+train = keras_fisher.datasets.load("cifar10", "train")
+train = keras_fisher.datasets.normalize(train, "cifar10")
+train = train.cache().shuffle(50_000, seed=0)
+train = keras_fisher.datasets.augment(train, seed=0)
+train = train.batch(128).prefetch(tf.data.AUTOTUNE)
+```
 """
 
 from __future__ import annotations
@@ -54,8 +56,10 @@ def normalize(
             unknown, or if the statistics do not fit the channels.
 
     Example:
-    >>> test = keras_fisher.datasets.load("cifar10", "test")
-    >>> test = keras_fisher.datasets.normalize(test, "cifar10").batch(256)
+    ```python
+    test = keras_fisher.datasets.load("cifar10", "test")
+    test = keras_fisher.datasets.normalize(test, "cifar10").batch(256)
+    ```
     """
     images = _images_spec(dataset)
     if not images.dtype.is_floating:
@@ -121,9 +125,11 @@ def augment(
             not one of those above.
 
     Example:
-    >>> train = keras_fisher.datasets.load("tiny_imagenet", "train")
-    >>> train = train.shuffle(10_000, seed=0)
-    >>> train = keras_fisher.datasets.augment(train, padding=8).batch(128)
+    ```python
+    train = keras_fisher.datasets.load("tiny_imagenet", "train")
+    train = train.shuffle(10_000, seed=0)
+    train = keras_fisher.datasets.augment(train, padding=8).batch(128)
+    ```
     """
     images = _images_spec(dataset)
     _check_border(padding, fill_mode, images)

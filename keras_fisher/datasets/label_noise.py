@@ -68,9 +68,11 @@ def add_label_noise(
             not as described above, or if they carry label noise already.
 
     Example:
-    >>> train = keras_fisher.datasets.load("mnist1d", "train")
-    >>> train = keras_fisher.datasets.add_label_noise(train, 0.4, 10)
-    >>> train = train.shuffle(4000).batch(128)
+    ```python
+    train = keras_fisher.datasets.load("mnist1d", "train")
+    train = keras_fisher.datasets.add_label_noise(train, 0.4, 10)
+    train = train.shuffle(4000).batch(128)
+    ```
 
     Reference:
 

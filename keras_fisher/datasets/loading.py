@@ -89,8 +89,10 @@ def load(
             positive.
 
     Example:
-    >>> train, test = keras_fisher.datasets.load("mnist1d", ["train", "test"])
-    >>> train = train.shuffle(4000).batch(128)
+    ```python
+    train, test = keras_fisher.datasets.load("mnist1d", ["train", "test"])
+    train = train.shuffle(4000).batch(128)
+    ```
     """
     if batch_size is not None and batch_size < 1:
         raise ValueError(

@@ -105,7 +105,7 @@ class FisherRegularization(ReadOnce, keras.layers.Wrapper):
         *,
         likelihood: Any = "categorical",
         seed: int | None = None,
-        **kwargs,
+        **kwargs: Any,
     ):
         keras_3.check_layer(layer)
         # Wrapped layers cast for themselves; variables are read uncast here.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -58,7 +59,7 @@ class Rematerialization(keras.layers.Wrapper):
 
     is_transparent = True  # for `keras_layers.unwrapped`
 
-    def __init__(self, layer: keras.layers.Layer, **kwargs):
+    def __init__(self, layer: keras.layers.Layer, **kwargs: Any):
         # Wrapped layers cast for themselves; variables are read uncast here.
         kwargs.setdefault("dtype", layer.variable_dtype)
         super().__init__(layer, autocast=False, **kwargs)
