@@ -99,7 +99,7 @@ class FisherModel(Settings, RawData):
     Example:
     ```python
     model = keras_fisher.FisherModel(
-        base, penalty=keras_fisher.FisherPenalty()
+        network, penalty=keras_fisher.FisherPenalty()
     )
     model.compile(
         "sgd",

@@ -92,9 +92,9 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
     Example:
     ```python
     board = keras_fisher.callbacks.FisherTensorBoard(
-        "logs/lr=0.1", probe=x_train[:256]
+        "logs/lr=0.1", probe=x_test[:256]
     )
-    model.fit(x_train, y_train, epochs=20, callbacks=[board])
+    model.fit(x, y, epochs=20, callbacks=[board])
     ```
     """
 

@@ -91,10 +91,18 @@ class FisherRegularization(ReadOnce, keras.layers.Wrapper):
 
     Example:
     ```python
+    network = keras.Sequential([
+        keras.layers.Flatten(),
+        keras.layers.Dense(10),
+    ])
     model = keras.Sequential([
-        keras.Input((32, 32, 3)),
+        keras.Input((28, 28)),
         keras_fisher.layers.FisherRegularization(network),
     ])
+    model.compile(
+        "sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    )
+    model.fit(x, y)
     ```
     """
 

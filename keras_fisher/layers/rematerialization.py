@@ -53,7 +53,8 @@ class Rematerialization(keras.layers.Wrapper):
         keras.layers.BatchNormalization(),
         keras.layers.ReLU(),
     ])
-    x = keras_fisher.layers.Rematerialization(block)(x)
+    inputs = keras.Input((32, 32, 3))
+    outputs = keras_fisher.layers.Rematerialization(block)(inputs)
     ```
     """
 
