@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from typing_extensions import Self
 
 
 class Estimate(float):
@@ -23,12 +29,12 @@ class Estimate(float):
 
     standard_error: float
 
-    def __new__(cls, value: float, standard_error: float = 0.0):
+    def __new__(cls, value: float, standard_error: float = 0.0) -> Self:
         self = super().__new__(cls, value)
         self.standard_error = float(standard_error)
         return self
 
-    def __getnewargs__(self):
+    def __getnewargs__(self) -> tuple[float, float]:
         return float(self), self.standard_error
 
     def __repr__(self) -> str:
@@ -48,11 +54,13 @@ class Estimates(np.ndarray):
 
     standard_error: np.ndarray | None
 
-    def __new__(cls, values, standard_error):
+    def __new__(
+        cls, values: npt.ArrayLike, standard_error: npt.ArrayLike
+    ) -> Self:
         self = np.asarray(values).view(cls)
         self.standard_error = np.asarray(standard_error)
         return self
 
-    def __array_finalize__(self, other):
+    def __array_finalize__(self, other: np.ndarray | None) -> None:
         # Of what is computed from it, the errors are not known.
         self.standard_error = None

@@ -84,7 +84,7 @@ class Forward:
     batch_size: int | tf.Tensor
     layer: keras.layers.Layer
     inputs: Any
-    targets: list
+    targets: list[Any]
     tape: tf.GradientTape
     second_tape: tf.GradientTape | None
     precision: tf.DType | None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 import contextlib
 import hashlib
 import io
 import json
 import os
 import re
+from typing import Any
 import warnings
 
 import keras
@@ -68,10 +70,10 @@ class BackupAndRestore(keras.callbacks.Callback):
                 "`backup_dir` is the directory to write backups into. "
                 f"Received: backup_dir={backup_dir!r}"
             )
-        self.backup_dir = str(backup_dir)
+        self.backup_dir: str = str(backup_dir)
         self.delete_checkpoint = delete_checkpoint
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         strategy = self.model.distribute_strategy
         if replicas.writes(strategy):
             files.check_writable("backup_dir", self.backup_dir)
@@ -87,14 +89,16 @@ class BackupAndRestore(keras.callbacks.Callback):
         if last:
             self._keras(self._path(last), self.model).on_train_begin()
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(
+        self, epoch: int, logs: Mapping[str, Any] | None = None
+    ) -> None:
         # Before it is asked who writes: saving may need all workers, to read
         # a variable, say.
         content = _saved(self.model)
         if replicas.writes(self.model.distribute_strategy):
             self._write(content, epoch)
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
         writes = replicas.writes(self.model.distribute_strategy)
         if self.delete_checkpoint and writes:
             for number in self._epochs():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import bisect
+from collections.abc import Mapping
 import math
+from typing import Any
 import warnings
 
 import keras
@@ -123,7 +125,9 @@ class EarlyPhase(keras.callbacks.Callback):
             threshold: The threshold that the run went by.
             early: The step and the value of TrF_i, if it is known.
         """
-        self.steps, self.traces, self.peaks = [], [], []
+        self.steps: list[int] = []
+        self.traces: list[float] = []
+        self.peaks: list[float] = []
         self.early_step, self.early_trace = early or (None, math.nan)
         self.crossing = self.threshold if threshold is None else threshold
         self._is_new = not steps
@@ -135,11 +139,13 @@ class EarlyPhase(keras.callbacks.Callback):
 
     # As a callback.
 
-    def set_model(self, model):
+    def set_model(self, model: keras.Model) -> None:
         check_model(model)
         super().set_model(model)
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(
+        self, epoch: int, logs: Mapping[str, Any] | None = None
+    ) -> None:
         step = step_of(self.model)
         if self.steps and step <= self.steps[-1]:
             self._go_back_to(step)
@@ -148,7 +154,9 @@ class EarlyPhase(keras.callbacks.Callback):
             self._late = step > 0
         self._is_new = False
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(
+        self, batch: int, logs: Mapping[str, Any] | None = None
+    ) -> None:
         measured = self.model.measurements
         if not len(measured.step):
             return
@@ -162,7 +170,9 @@ class EarlyPhase(keras.callbacks.Callback):
         if found:
             self.check(logs)
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(
+        self, epoch: int, logs: Mapping[str, Any] | None = None
+    ) -> None:
         if self.monitor not in (logs or {}):
             warnings.warn(
                 f"TrF_i is not found, since `{self.monitor}` is not in the "
@@ -175,7 +185,7 @@ class EarlyPhase(keras.callbacks.Callback):
             logs["fisher_peak_trace"] = self.peak_trace
             logs["fisher_explosion"] = self.explosion
 
-    def check(self, logs: dict | None) -> None:
+    def check(self, logs: Mapping[str, Any] | None) -> None:
         """Notes TrF_i if the logs have crossed the threshold."""
         value = (logs or {}).get(self.monitor)
         if value is None or self.early_step is not None or not self.steps:

@@ -373,7 +373,7 @@ class Likelihood(ReadOnce):
         )
 
     @classmethod
-    def from_config(cls, config: dict) -> Likelihood:
+    def from_config(cls, config: dict[str, Any]) -> Likelihood:
         return cls(**config)
 
     def _misses(self, method: str, needed_by: str) -> str:

@@ -148,12 +148,12 @@ class Penalty(ReadOnce):
         exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
         checks.choice("method", method, _METHODS)
         self._alpha = Alpha.of_config(alpha)
-        self.fraction = checks.number(
+        self.fraction: float = checks.number(
             "fraction", fraction, lambda f: 0 < f <= 1, "a number in (0, 1]"
         )
-        self.every = checks.integer("every", every, 1)
-        self.reuse = bool(reuse)
-        self.start = checks.integer("start", start, 0)
+        self.every: int = checks.integer("every", every, 1)
+        self.reuse: bool = bool(reuse)
+        self.start: int = checks.integer("start", start, 0)
         if stop is not None:
             stop = checks.integer(
                 "stop", stop, self.start + 1, "larger than `start`"
@@ -236,7 +236,7 @@ class Penalty(ReadOnce):
 
     # Which steps. These take integers or integer tensors.
 
-    def is_active(self, step):
+    def is_active(self, step: int | tf.Tensor) -> bool | tf.Tensor:
         """Whether `start <= step < stop`."""
         after_start = step >= self.start
         return (
@@ -245,7 +245,7 @@ class Penalty(ReadOnce):
             else (after_start & (step < self.stop))
         )
 
-    def is_fresh(self, step):
+    def is_fresh(self, step: int | tf.Tensor) -> bool | tf.Tensor:
         """Whether the penalty is computed anew at `step`."""
         return self.is_active(step) & ((step - self.start) % self.every == 0)
 
@@ -398,7 +398,7 @@ class Penalty(ReadOnce):
         }
 
     @classmethod
-    def from_config(cls, config: dict) -> Penalty:
+    def from_config(cls, config: dict[str, Any]) -> Penalty:
         return cls(**config)
 
     def __repr__(self) -> str:
