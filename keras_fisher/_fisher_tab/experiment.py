@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from collections.abc import Mapping
 import itertools
 import math
+import re
 from typing import Any
 from typing import NamedTuple
 
@@ -46,6 +47,22 @@ class Curve(NamedTuple):
     values: list[float | None]
 
 
+class Peak(NamedTuple):
+    """Where Tr(F) was largest.
+
+    Attributes:
+        value: The largest that is finite; None if there is none.
+        step: The optimizer step that it was measured at.
+    """
+
+    value: float | None
+    step: int | None
+
+
+# By experiment and directory, with the last step and time of the curve.
+Peaks = dict[tuple[str, str], tuple[tuple[int, float], Peak]]
+
+
 class Experiment:
     """All runs of one log directory.
 
@@ -53,15 +70,33 @@ class Experiment:
         provider: A `tensorboard.data.provider.DataProvider`.
         context: The request's, for the provider.
         experiment_id: TensorBoard's name of it.
+        peaks: What is known of earlier requests, and what this one adds, so
+            that long curves are read again only if they have grown.
     """
 
-    def __init__(self, provider, context, experiment_id: str):
+    def __init__(
+        self,
+        provider,
+        context,
+        experiment_id: str,
+        peaks: Peaks | None = None,
+    ):
         self._provider = provider
+        self._peaks_known = {} if peaks is None else peaks
         self._of = dict(ctx=context, experiment_id=experiment_id)
         listed = provider.list_scalars(
             **self._of, plugin_name=scalar_metadata.PLUGIN_NAME
         )
         self._tags = {name: [*series] for name, series in listed.items()}
+        # What of a curve changes when a point comes.
+        self._ends = {
+            name: (
+                series[tags.TRACE].max_step,
+                series[tags.TRACE].max_wall_time,
+            )
+            for name, series in listed.items()
+            if tags.TRACE in series
+        }
 
     def has_fisher_data(self) -> bool:
         """Whether any run has a curve that this library writes."""
@@ -79,13 +114,19 @@ class Experiment:
             parts.setdefault(run, {})[split] = directory
         wanted = [tag for _, tag in _LAST_VALUES.values()]
         wanted += [tag for tag in self._all_tags() if _is_metric(tag)]
-        points = self._read([tags.TRACE, *wanted])
+        last = self._provider.read_last_scalars(
+            **self._of,
+            plugin_name=scalar_metadata.PLUGIN_NAME,
+            run_tag_filter=provider_lib.RunTagFilter(tags=wanted),
+        )
+        peaks = self._peaks()
         return [
             {
                 "run": run,
                 "hyperparameters": given.get(of.get(tags.HPARAMS), {}),
                 "metrics": _metrics(
-                    {split: points.get(name, {}) for split, name in of.items()}
+                    {split: last.get(name, {}) for split, name in of.items()},
+                    peaks.get(of.get(tags.TRAIN)),
                 ),
                 "tags": sorted(
                     set().union(*(self._tags.get(n, ()) for n in of.values()))
@@ -120,11 +161,17 @@ class Experiment:
     def layers(self, run: str) -> dict[str, Any]:
         """Tr(F) by layer: names, steps, and a row of values for each layer.
 
+        Layers are in the order of their names, `conv_10` after `conv_9`.
+
         Raises:
             KeyError: If there is no such run.
         """
         prefix = tags.TRACE_BY_LAYER
-        wanted = [tag for tag in self._all_tags() if tag.startswith(prefix)]
+        # The data server tells tags in any order, so not in the model's.
+        wanted = sorted(
+            (tag for tag in self._all_tags() if tag.startswith(prefix)),
+            key=_natural,
+        )
         found = self.curves(run, wanted)
         steps = sorted(
             {step for curve in found.values() for step in curve.steps}
@@ -137,6 +184,20 @@ class Experiment:
             "steps": steps,
             "values": [[row.get(step) for step in steps] for row in rows],
         }
+
+    def _peaks(self) -> dict[str, Peak]:
+        """The peak of Tr(F) in each directory that has the curve."""
+        known, eid = self._peaks_known, self._of["experiment_id"]
+        grown = [
+            name
+            for name, end in self._ends.items()
+            if known.get((eid, name), (None,))[0] != end
+        ]
+        points = self._read([tags.TRACE], grown) if grown else {}
+        for name in grown:
+            curve = _curve(points.get(name, {}).get(tags.TRACE, ()))
+            known[eid, name] = self._ends[name], _peak(curve)
+        return {name: known[eid, name][1] for name in self._ends}
 
     def _read(self, wanted: Iterable[str], directories=None) -> Mapping:
         runs_and_tags = provider_lib.RunTagFilter(
@@ -183,29 +244,40 @@ def threshold(rows: list[dict[str, Any]]) -> float:
     return math.sqrt(min(ratios) * max(ratios))
 
 
+def _natural(name: str) -> list:
+    """Sorts numbers in names as numbers."""
+    parts = re.split(r"(\d+)", name)
+    return [(int(p), "") if p.isdigit() else (-1, p) for p in parts]
+
+
 def _is_metric(tag: str) -> bool:
     return tag.startswith(tags.METRIC)
 
 
-def _metrics(of: dict[str, Mapping]) -> dict[str, float | None]:
+def _metrics(of: dict[str, Mapping], peak: Peak | None) -> dict[str, Any]:
     """The metrics that a run has told of, or what its curves say so far."""
     found = {
-        name: _finite(points[-1].value)
+        name: _finite(of[split][tag].value)
         for name, (split, tag) in _LAST_VALUES.items()
-        if (points := of.get(split, {}).get(tag))
+        if tag in of.get(split, {})
     }
-    trace = _curve(of.get(tags.TRAIN, {}).get(tags.TRACE, ()))
-    finite = [(v, s) for s, v in zip(*trace) if v is not None]
-    if finite:
-        found["peak_trace"], found["peak_step"] = max(finite)
+    if peak is not None and peak.value is not None:
+        found["peak_trace"], found["peak_step"] = peak
     last = sorted(
-        (points[-1].wall_time, tag, points[-1].value)
+        (point.wall_time, tag, point.value)
         for by_tag in of.values()
-        for tag, points in by_tag.items()
-        if _is_metric(tag) and points
+        for tag, point in by_tag.items()
+        if _is_metric(tag)
     )
     told = {tag.removeprefix(tags.METRIC): _finite(v) for _, tag, v in last}
     return {**found, **told}
+
+
+def _peak(curve: Curve) -> Peak:
+    finite = [(v, s) for s, v in zip(*curve) if v is not None]
+    # Of equal ones the first, as `EarlyPhase` has it.
+    best = max(finite, key=lambda pair: (pair[0], -pair[1]), default=None)
+    return Peak(*best) if best else Peak(None, None)
 
 
 def _curve(points) -> Curve:

@@ -39,6 +39,7 @@ class FisherTab(base_plugin.TBPlugin):
     def __init__(self, context: base_plugin.TBContext):
         super().__init__(context)
         self._provider = context.data_provider
+        self._peaks: experiment.Peaks = {}
 
     def frontend_metadata(self) -> base_plugin.FrontendMetadata:
         return base_plugin.FrontendMetadata(
@@ -73,6 +74,7 @@ class FisherTab(base_plugin.TBPlugin):
             self._provider,
             plugin_util.context(request.environ),
             plugin_util.experiment_id(request.environ),
+            self._peaks,
         )
 
     def _runs(self, request):
