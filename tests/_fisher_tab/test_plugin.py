@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -36,6 +37,7 @@ class _Server:
         )
         multiplexer.AddRunsFromDirectory(str(log_dir))
         multiplexer.Reload()
+        self.multiplexer = multiplexer
         self.plugin = FisherTab(
             base_plugin.TBContext(
                 data_provider=data_provider.MultiplexerDataProvider(
@@ -142,6 +144,38 @@ def test_layers_add_up_to_the_trace(server):
     )
 
 
+def test_layers_are_in_the_order_of_their_names(tmp_path):
+    with _writer(tmp_path / "train").as_default():
+        for k in (10, 9, 1):
+            name = f"fisher/trace_by_layer/net/conv_{k}"
+            tf.summary.scalar(name, float(k), 0)
+    found = _Server(tmp_path).ask("/layers", run=".")
+    assert found["layers"] == ["net/conv_1", "net/conv_9", "net/conv_10"]
+    assert found["values"] == [[1.0], [9.0], [10.0]]
+
+
+def test_the_peak_follows_a_run_that_trains(tmp_path):
+    writer = _writer(tmp_path / "live" / "train")
+
+    def peak(server):
+        server.multiplexer.Reload()
+        [row] = server.ask("/runs")["runs"]
+        return row["metrics"]["peak_trace"], row["metrics"]["peak_step"]
+
+    server = None
+    for step, (value, expected) in enumerate(
+        [(3.0, (3.0, 0)), (7.0, (7.0, 1)), (7.0, (7.0, 1)), (2.0, (7.0, 1))]
+    ):
+        with writer.as_default():
+            tf.summary.scalar("fisher/trace", value, step)
+        writer.flush()
+        server = server or _Server(tmp_path)
+        assert peak(server) == expected
+    # What has not grown is not read again.
+    server.plugin._provider.read_scalars = None
+    assert peak(server) == (7.0, 1)
+
+
 def test_runs_that_are_half_written_and_not_finite(server):
     rows = {row["run"]: row for row in server.ask("/runs")["runs"]}
     metrics = rows["half"]["metrics"]
@@ -215,18 +249,26 @@ def test_without_plotly_the_page_is_told(server, monkeypatch):
     assert not server.ask("/runs")["has_plotly"]
 
 
-def test_tensorboard_finds_it():
+_START = """
+import importlib.metadata
+from tensorboard.plugins import base_plugin
+found = importlib.metadata.entry_points(group="tensorboard_plugins")
+[loader] = [each.load() for each in found if each.name == "fisher"]
+print("started")
+print(loader().load(base_plugin.TBContext()).plugin_name)
+"""
+
+
+@pytest.mark.parametrize("backend", ["tensorflow", "jax"])
+def test_tensorboard_finds_it_and_starts_in_any_case(backend):
     found = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "from importlib.metadata import entry_points\n"
-            "group = entry_points(group='tensorboard_plugins')\n"
-            "for each in group:\n"
-            "    if each.name == 'fisher': print(each.load().plugin_name)",
-        ],
+        [sys.executable, "-c", _START],
+        env={**os.environ, "KERAS_BACKEND": backend},
         capture_output=True,
         text=True,
-        check=True,
+        check=False,
     )
-    assert found.stdout.strip() == "fisher"
+    started, *loaded = found.stdout.split()
+    assert started == "started", found.stderr
+    assert loaded == (["fisher"] if backend == "tensorflow" else [])
+    assert ("needs Keras with the backend" in found.stderr) == (not loaded)
