@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import random
+from typing import Any
 from typing import TypeAlias
 
 import keras
@@ -116,7 +117,7 @@ def another(seed: tf.Tensor) -> tf.Tensor:
     return seed + tf.constant([0, _OTHER_STRIDE, *rest], tf.int64)
 
 
-def _bits(shape, seed: tf.Tensor) -> tf.Tensor:
+def _bits(shape: Any, seed: tf.Tensor) -> tf.Tensor:
     """Draws `uint32` integers, all of their bits random."""
     if seed.shape[0] == 2:
         return tf.random.stateless_uniform(
@@ -176,7 +177,7 @@ def uniform(
     return tf.cast(tf.cast(leading, tf.int32), dtype) * 2.0**-24
 
 
-def centred(shape, seed: tf.Tensor) -> tf.Tensor:
+def centred(shape: Any, seed: tf.Tensor) -> tf.Tensor:
     """Draws the middle of one of 2**24 cells of (0, 1): never 0, never 1."""
     return uniform(shape, seed, tf.float64) + 2.0**-25
 
@@ -203,6 +204,6 @@ def normal(
     return tf.cast(tf.math.ndtri(centred(shape, seed)), dtype)
 
 
-def permutation(size, seed: tf.Tensor) -> tf.Tensor:
+def permutation(size: int | tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     """Draws an order of `range(size)`, each as likely as the others."""
     return tf.argsort(uniform([size], seed), stable=True)

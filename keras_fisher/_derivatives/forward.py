@@ -88,7 +88,7 @@ class Forward:
     tape: tf.GradientTape
     second_tape: tf.GradientTape | None
     precision: tf.DType | None
-    _state_before: list
+    _state_before: list[Any]
     _was_picked: bool
     _is_differentiable: bool
 
@@ -103,7 +103,7 @@ class Forward:
         dtypes = [t.dtype for t in structures.leaves(self.subset_outputs)]
         return min(dtypes, key=lambda dtype: dtype.size)
 
-    def replay(self, targets: list) -> tuple[tf.GradientTape, Any]:
+    def replay(self, targets: list[Any]) -> tuple[tf.GradientTape, Any]:
         """Runs the subset again on other values, and changes nothing.
 
         Random layers draw the same numbers as the first time.

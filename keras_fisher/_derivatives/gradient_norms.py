@@ -48,7 +48,7 @@ class Norm(Protocol):
     def scale(self, examples: tf.Tensor) -> tf.Tensor:
         """The factor from the estimate T of a trace to the penalty over α."""
 
-    def missing(self, forward: Forward, targets: Sequence) -> ValueError:
+    def missing(self, forward: Forward, targets: Sequence[Any]) -> ValueError:
         """What to raise if selected targets have no gradient."""
 
 

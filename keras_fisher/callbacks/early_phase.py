@@ -129,7 +129,9 @@ class EarlyPhase(keras.callbacks.Callback):
         self.traces: list[float] = []
         self.peaks: list[float] = []
         self.early_step, self.early_trace = early or (None, math.nan)
-        self.crossing = self.threshold if threshold is None else threshold
+        self.crossing: float | None = (
+            self.threshold if threshold is None else threshold
+        )
         self._is_new = not steps
         self._late = False
         for step, trace in zip(steps, traces):

@@ -39,6 +39,8 @@ class Probe:
             every = checks.integer(
                 "probe_every", every, 1, 'of at least 1, or "epoch"'
             )
+        self.x: Any
+        self.y: Any
         self.x, self.y = data if isinstance(data, tuple) else (data, None)
         self.every = every
         self.estimator = estimator

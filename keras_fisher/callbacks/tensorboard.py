@@ -113,20 +113,20 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
         **kwargs: Any,
     ):
         super().__init__(log_dir, *args, **kwargs)
-        self.early_phase = EarlyPhase() if early_phase is None else early_phase
-        self.probe = None
+        self.early_phase: EarlyPhase = early_phase or EarlyPhase()
+        self.probe: Probe | None = None
         if probe is not None:
             self.probe = Probe(probe, probe_every, probe_estimator)
         self.by_layer = by_layer
         self.heat_map = heat_map
-        self.write_every = checks.integer("write_every", write_every, 1)
-        self.hyperparameters = dict(hyperparameters or {})
+        self.write_every: int = checks.integer("write_every", write_every, 1)
+        self.hyperparameters: dict[str, Any] = dict(hyperparameters or {})
         self._root = self.log_dir
         self._end = None  # directory and step where the last fit has ended
 
     # The run and its directory.
 
-    def set_model(self, model):
+    def set_model(self, model: keras.Model) -> None:
         check_model(model)
         self._writes = replicas.writes(model.distribute_strategy)
         if self._writes:
@@ -138,11 +138,13 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
         keras.callbacks.Callback.set_model(self, model)
         self.early_phase.set_model(model)
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         super().on_train_begin(logs)
         self._is_open = False
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(
+        self, epoch: int, logs: dict[str, Any] | None = None
+    ) -> None:
         # Not before, since other callbacks restore weights as training begins.
         if not self._is_open:
             self._open(epoch)
@@ -188,7 +190,7 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
                     os.path.join(choice.directory, name),
                     lambda tag, at: not event_files.begins_run(tag),
                 )
-        self.log_dir = choice.directory
+        self.log_dir: str = choice.directory
         self.set_model(self.model)
         super().on_train_begin()
 
@@ -245,7 +247,9 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
 
     # What is written.
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(
+        self, batch: int, logs: dict[str, Any] | None = None
+    ) -> None:
         super().on_train_batch_end(batch, logs)
         self.early_phase.on_train_batch_end(batch, logs)
         measured = self.model.measurements
@@ -259,7 +263,9 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
         if self.probe is not None and self.probe.is_due(before, self._step):
             self._write_probe(step_of(self.model))
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(
+        self, epoch: int, logs: dict[str, Any] | None = None
+    ) -> None:
         super().on_epoch_end(epoch, logs)
         logs = logs or {}
         step = step_of(self.model)
@@ -278,7 +284,7 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
         if any(name.startswith("val_") for name in logs):
             self._val_writer.flush()
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         step = step_of(self.model)
         if self._is_open:
             self._write_heat_map(step, at_last=True)

@@ -34,9 +34,9 @@ _FILL_MODES = ("constant", "reflect")
 
 
 def normalize(
-    dataset: tf.data.Dataset,
+    dataset: tf.data.Dataset[Any],
     statistics: str | tuple[Sequence[float], Sequence[float]],
-) -> tf.data.Dataset:
+) -> tf.data.Dataset[Any]:
     """Give every channel of the images mean 0 and standard deviation 1.
 
     Args:
@@ -79,13 +79,13 @@ def normalize(
 
 
 def augment(
-    dataset: tf.data.Dataset,
+    dataset: tf.data.Dataset[Any],
     *,
     padding: int = 4,
     flip: bool = True,
     fill_mode: str = "constant",
     seed: int = 0,
-) -> tf.data.Dataset:
+) -> tf.data.Dataset[Any]:
     """Shift images at random, and mirror half of them.
 
     An image gets a border of `padding` pixels and is cut back to its size at
@@ -163,7 +163,7 @@ def augment(
     )
 
 
-def _seeds(seed: int) -> tf.data.Dataset:
+def _seeds(seed: int) -> tf.data.Dataset[Any]:
     """Returns endless seeds for stateless draws, others in each iteration."""
     try:
         seed = operator.index(seed)
@@ -179,7 +179,7 @@ def _seeds(seed: int) -> tf.data.Dataset:
     return draws.batch(2, drop_remainder=True)
 
 
-def _images_spec(dataset: tf.data.Dataset) -> tf.TensorSpec:
+def _images_spec(dataset: tf.data.Dataset[Any]) -> tf.TensorSpec:
     """Returns what the images of `dataset` look like."""
     if not isinstance(dataset, tf.data.Dataset):
         raise ValueError(

@@ -16,8 +16,8 @@ _RESOLUTION = 2**53
 
 
 def add_label_noise(
-    dataset: tf.data.Dataset, rate: float, num_classes: int, seed: int = 0
-) -> tf.data.Dataset:
+    dataset: tf.data.Dataset[Any], rate: float, num_classes: int, seed: int = 0
+) -> tf.data.Dataset[Any]:
     """Redraw a share of the labels and keep track of which ones.
 
     With probability `rate` the label of an example is drawn anew, uniformly
@@ -208,7 +208,9 @@ def _check_num_classes(num_classes: int) -> None:
         )
 
 
-def _check_first_element(dataset: tf.data.Dataset, labels: _Labels) -> None:
+def _check_first_element(
+    dataset: tf.data.Dataset[Any], labels: _Labels
+) -> None:
     """Raises if the first labels break the rule and are within easy reach."""
     # Random access, since iterating could fill a shuffle buffer, discard a
     # cache or use up a generator. Where it is known not to be supported, an
@@ -228,7 +230,7 @@ def _check_first_element(dataset: tf.data.Dataset, labels: _Labels) -> None:
         )
 
 
-def _labels_of(dataset: tf.data.Dataset, num_classes: int) -> _Labels:
+def _labels_of(dataset: tf.data.Dataset[Any], num_classes: int) -> _Labels:
     """Returns how `dataset` writes its labels."""
     x, y = _supervised_spec(dataset)
     has_batch = _have_batch(x, y)
@@ -253,7 +255,9 @@ def _labels_of(dataset: tf.data.Dataset, num_classes: int) -> _Labels:
     )
 
 
-def _supervised_spec(dataset: tf.data.Dataset) -> tuple[Any, tf.TensorSpec]:
+def _supervised_spec(
+    dataset: tf.data.Dataset[Any],
+) -> tuple[Any, tf.TensorSpec]:
     """Returns what `x` and `y` look like."""
     if not isinstance(dataset, tf.data.Dataset):
         raise ValueError(

@@ -114,7 +114,7 @@ def load(
     def ready_example(x: Any, *targets: Any) -> tuple:
         return _ready_input(x, maximum), *map(_ready_target, targets)
 
-    def ready(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    def ready(dataset: tf.data.Dataset[Any]) -> tf.data.Dataset[Any]:
         dataset = dataset.map(
             ready_example, num_parallel_calls=tf.data.AUTOTUNE
         )

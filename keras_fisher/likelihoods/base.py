@@ -233,7 +233,7 @@ class Likelihood(ReadOnce):
         predicted = tf.argmax(outputs, axis=-1, output_type=tf.int64)
         return tf.cast(predicted == tf.cast(y, tf.int64), tf.float32)
 
-    def get_config(self) -> dict:
+    def get_config(self) -> dict[str, Any]:
         return {}
 
     # What follows from it.
@@ -309,7 +309,9 @@ class Likelihood(ReadOnce):
         mask = keras_layers.aligned_mask(tf.cast(mask, tf.bool), labelled)
         return labelled & mask
 
-    def parts(self, outputs: Any, *others: tuple[str, Any]) -> list[tuple]:
+    def parts(
+        self, outputs: Any, *others: tuple[str, Any]
+    ) -> list[tuple[Any, ...]]:
         """What is drawn with a seed of its own, here all of it.
 
         Args:

@@ -31,7 +31,7 @@ class Alpha:
 
     def __init__(self, value: Any):
         self._schedule = self._variable = self._number = None
-        self.moves = True  # whether it is or was anything but one number
+        self.moves: bool = True  # whether it is or was anything but one number
         if isinstance(value, LearningRateSchedule):
             self._schedule = value
         elif isinstance(value, keras.Variable) and value.shape == ():
@@ -113,7 +113,7 @@ class Alpha:
                 )
         return self._variable
 
-    def config(self) -> float | dict:
+    def config(self) -> float | dict[str, Any]:
         """What `Alpha(...)` takes again, as JSON can hold it."""
         if self._schedule is not None:
             return keras.saving.serialize_keras_object(self._schedule)
@@ -125,7 +125,7 @@ class Alpha:
             config = keras.saving.deserialize_keras_object(config)
         return cls(config)
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         # Variables cannot be pickled; a copy has one of its own.
         return Alpha.of_config, (self.config(),)
 

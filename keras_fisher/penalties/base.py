@@ -382,7 +382,7 @@ class Penalty(ReadOnce):
 
     # Configuration.
 
-    def get_config(self) -> dict:
+    def get_config(self) -> dict[str, Any]:
         return {
             "alpha": self._alpha.config(),
             "fraction": self.fraction,
