@@ -43,6 +43,9 @@ _Y = np.argmax(_X[:, :3] + 0.5 * _X[:, 3:], axis=1)
 _PENALTIES = {
     "every step": FisherPenalty(0.1),
     "reused": FisherPenalty(0.1, every=4),
+    "scheduled": FisherPenalty(
+        keras.optimizers.schedules.CosineDecay(10.0, 30), warmup_steps=20
+    ),
     "fraction": FisherPenalty(0.1, fraction=0.5),
     "difference": FisherPenalty(0.1, method="finite_difference"),
     "averaged": FisherPenalty(0.1, every=2),
@@ -363,6 +366,7 @@ _CASES = [
             _MOST,
             (("saving", "step"), ("step", "time"), ("time", "saving")),
         ),
+        ("backup", "scheduled", ("step", "saving")),
         *itertools.product(
             ("short",),
             ("given labels", "uniform labels", "inputs"),
