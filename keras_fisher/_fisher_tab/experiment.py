@@ -15,6 +15,7 @@ import re
 from typing import Any
 from typing import NamedTuple
 
+import numpy as np
 from tensorboard.data import provider as provider_lib
 from tensorboard.plugins.hparams import metadata as hparams_metadata
 from tensorboard.plugins.scalar import metadata as scalar_metadata
@@ -195,8 +196,8 @@ class Experiment:
         ]
         points = self._read([tags.TRACE], grown) if grown else {}
         for name in grown:
-            curve = _curve(points.get(name, {}).get(tags.TRACE, ()))
-            known[eid, name] = self._ends[name], _peak(curve)
+            peak = _peak(points.get(name, {}).get(tags.TRACE, ()))
+            known[eid, name] = self._ends[name], peak
         return {name: known[eid, name][1] for name in self._ends}
 
     def _read(self, wanted: Iterable[str], directories=None) -> Mapping:
@@ -273,11 +274,16 @@ def _metrics(of: dict[str, Mapping], peak: Peak | None) -> dict[str, Any]:
     return {**found, **told}
 
 
-def _peak(curve: Curve) -> Peak:
-    finite = [(v, s) for s, v in zip(*curve) if v is not None]
+def _peak(points: Iterable) -> Peak:
+    by_step = {point.step: point.value for point in points}
+    steps = np.sort(np.fromiter(by_step, "int64"))
+    values = np.array([by_step[step] for step in steps.tolist()])
+    is_finite = np.isfinite(values)
+    if not is_finite.any():
+        return Peak(None, None)
     # Of equal ones the first, as `EarlyPhase` has it.
-    best = max(finite, key=lambda pair: (pair[0], -pair[1]), default=None)
-    return Peak(*best) if best else Peak(None, None)
+    at = np.where(is_finite, values, -np.inf).argmax()
+    return Peak(values[at].item(), steps[at].item())
 
 
 def _curve(points) -> Curve:

@@ -123,6 +123,14 @@ def test_the_peak_is_where_the_curve_is_largest(server, log_dir):
     assert row["metrics"]["peak_step"] == at
 
 
+def test_a_curve_without_a_finite_point_has_no_peak(tmp_path):
+    with _writer(tmp_path / "train").as_default():
+        for step, value in enumerate([np.nan, np.inf]):
+            tf.summary.scalar("fisher/trace", value, step)
+    [row] = _Server(tmp_path).ask("/runs")["runs"]
+    assert row["run"] == "." and row["metrics"] == {}
+
+
 def test_curves_equal_those_of_the_library(server, log_dir):
     frame = keras_fisher.logs.read(log_dir)
     for tag in ("fisher/trace", "fisher/ratio", "memorization/noisy_accuracy"):
