@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import html
 import json
 import time
 import urllib.parse
 
 import numpy as np
+from PIL import Image
 import pytest
 import tensorflow as tf
 
@@ -35,6 +37,7 @@ def _write(directory, run, peak, steps=40, accuracy=0.9):
         for step, value in zip(at, trace):
             tf.summary.scalar("fisher/trace", value, step)
             tf.summary.scalar("fisher/ratio", value / 10, step)
+            tf.summary.scalar("fisher/penalty", value / 100, step)
             for layer, share in zip(_LAYERS, (0.75, 0.25)):
                 tag = f"fisher/trace_by_layer/{layer}"
                 tf.summary.scalar(tag, share * value, step)
@@ -78,9 +81,9 @@ class _Tab:
 
     def __init__(self, page, url, **state):
         self.wrong, self.requests = [], []
-        self._listen(page)
         query = urllib.parse.urlencode({"fisher": json.dumps(state)})
-        page.goto("about:blank")
+        page.goto("about:blank")  # so that the page before asks no more
+        self._listen(page)
         page.goto(f"{url}?{query}#fisher")
         page.wait_for_selector("iframe")
         self.page = page
@@ -166,10 +169,43 @@ def test_the_trace_is_drawn_as_it_was_written(page, url, log_dir):
     assert lines[0]["x"] == [*frame["step"]]
     np.testing.assert_allclose(lines[0]["y"], frame["value"])
     np.testing.assert_allclose(lines[1]["y"], frame["value"] / 10, rtol=1e-6)
+    np.testing.assert_allclose(lines[2]["y"], frame["value"] / 100, rtol=1e-6)
     [peak] = [e for e in tab.data() if e["name"] == "steep, peak"]
     assert peak["x"] == [20]
     [early] = [e for e in tab.data() if e["name"] == "steep, TrF_i"]
     assert early["x"] == [10]
+    tab.assert_clean(url)
+
+
+def test_lines_are_medians_and_bands_quartiles(page, url, log_dir):
+    tab = _Tab(page, url, view="Trace", smooth=8)
+    frame = keras_fisher.logs.read(log_dir)
+    frame = frame[(frame["run"] == "steep") & (frame["tag"] == "fisher/trace")]
+    parts = frame["value"].to_numpy().reshape(5, 8)
+    low, middle, high = np.quantile(parts, [0.25, 0.5, 0.75], axis=1)
+    data = tab.data()
+    at = [t["name"] for t in data].index("steep")
+    np.testing.assert_allclose(data[at]["y"], middle)
+    band = [*high, *low[::-1]]
+    np.testing.assert_allclose(data[at - 1]["y"], band)
+    tab.assert_clean(url)
+
+
+def test_figures_and_tables_are_saved(page, url):
+    tab = _Tab(page, url)
+    with page.expect_download() as saved:
+        tab.frame.get_by_role("button", name="Save as CSV").click()
+    with open(saved.value.path(), encoding="utf-8", newline="") as file:
+        rows = {row["run"]: row for row in csv.DictReader(file)}
+    assert {n: float(r["peak Tr(F)"]) for n, r in rows.items()} == (
+        pytest.approx(_PEAKS, rel=1e-6)
+    )
+    tab.show("Trace")
+    tab.frame.locator(".chart").hover()
+    with page.expect_download() as saved:
+        tab.frame.locator("[data-title^='Download plot']").click()
+    image = Image.open(saved.value.path())
+    assert image.format == "PNG" and min(image.size) > 500
     tab.assert_clean(url)
 
 

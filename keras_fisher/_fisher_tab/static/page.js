@@ -65,7 +65,7 @@ export function draw(place, label, traces, layout = {}) {
     hovermode: 'closest',
     ...layout,
   };
-  for (const name of ['xaxis', 'yaxis', 'xaxis2', 'yaxis2']) {
+  for (const name of ['xaxis', 'yaxis', 'yaxis2', 'yaxis3']) {
     if (name.length === 5 || layout[name]) {
       full[name] = { ...axis, ...(layout[name] || {}) };
     }
@@ -79,6 +79,14 @@ export function draw(place, label, traces, layout = {}) {
   });
 }
 
+/** Between neighbors where a share falls between them, as NumPy has it. */
+function quantile(ascending, share) {
+  const place = share * (ascending.length - 1);
+  const below = Math.floor(place);
+  const above = Math.ceil(place);
+  return ascending[below] + (place - below) * (ascending[above] - ascending[below]);
+}
+
 /** Medians, and quartiles, of `count` measurements in a row. */
 export function smoothed(curve, count) {
   const rows = { steps: [], middle: [], low: [], high: [] };
@@ -88,7 +96,7 @@ export function smoothed(curve, count) {
   for (let i = 0; i < pairs.length; i += count) {
     const part = pairs.slice(i, i + count);
     const values = part.map(([, value]) => value).sort((a, b) => a - b);
-    const at = (share) => values[Math.round(share * (values.length - 1))];
+    const at = (share) => quantile(values, share);
     rows.steps.push(part[Math.floor(part.length / 2)][0]);
     rows.middle.push(at(0.5));
     rows.low.push(at(0.25));

@@ -124,21 +124,23 @@ export function showVerdict(place, page) {
 // Trace: Tr(F) over steps, and what the penalty did.
 
 const MOST_CURVES = 20;
+const MOST_BANDS = 8; // more hide each other, and take long to draw
+const BELOW = { 'fisher/ratio': '‖∇penalty‖ / ‖∇loss‖', 'fisher/penalty': 'penalty' };
 
 export async function showTrace(place, page) {
   const runs = page.chosen.filter((run) => run.tags.includes(TRACE)).slice(0, MOST_CURVES);
   if (!runs.length) return missing(place, 'None of the chosen runs has measured Tr(F).');
-  const below = ['fisher/ratio', 'fisher/penalty'];
   const curves = await Promise.all(runs.map(
-    (run) => page.curves(run.run, [TRACE, 'fisher/early_trace', ...below])));
-  const lower = below.find((tag) => curves.some((found) => found[tag]));
+    (run) => page.curves(run.run, [TRACE, 'fisher/early_trace', ...Object.keys(BELOW)])));
+  const below = Object.keys(BELOW).filter((tag) => curves.some((found) => found[tag]));
+  const bands = runs.length <= MOST_BANDS;
   const chart = element('div', { class: 'chart tall' });
   const redraw = (smooth) => {
-    const traces = curves.flatMap((found, i) => oneTrace(runs[i], found, lower, smooth, page));
+    const traces = curves.flatMap(
+      (found, i) => oneTrace(runs[i], found, { below, smooth, bands, page }));
     draw(chart, `Tr(F) over optimizer steps of ${runs.length} runs`, traces, {
-      xaxis: { title: { text: 'optimizer step' }, anchor: lower ? 'y2' : 'y' },
-      yaxis: { title: { text: 'Tr(F)' }, type: 'log', domain: lower ? [0.38, 1] : [0, 1] },
-      ...(lower && { yaxis2: { title: { text: lower }, type: 'log', domain: [0, 0.3] } }),
+      xaxis: { title: { text: 'optimizer step' }, anchor: below.length ? `y${below.length + 1}` : 'y' },
+      ...axesOf(below),
       showlegend: false,
     });
   };
@@ -148,13 +150,27 @@ export async function showTrace(place, page) {
       control('measurements in a median', slider(page, 'smooth', 1, 50, redraw)),
       hidden > 0 ? `The first ${MOST_CURVES} of the chosen runs; ${hidden} more are not drawn.` : ''),
     chart,
-    element('p', {}, 'Lines are medians, bands reach from quartile to quartile; '
-      + '▲ is the peak, ● TrF_i.'),
+    element('p', {}, bands
+      ? 'Lines are medians, bands reach from quartile to quartile; ▲ is the peak, ● TrF_i.'
+      : `Lines are medians; ▲ is the peak, ● TrF_i. Up to ${MOST_BANDS} runs have bands.`),
   );
   redraw(page.state.smooth);
 }
 
-function oneTrace(run, found, lower, smooth, page) {
+/** Tr(F) above, a strip for each of the other curves below. */
+function axesOf(below) {
+  const strip = 0.25;
+  const axes = {
+    yaxis: { title: { text: 'Tr(F)' }, type: 'log', domain: [strip * below.length + (below.length ? 0.04 : 0), 1] },
+  };
+  below.forEach((tag, i) => {
+    const low = strip * (below.length - 1 - i);
+    axes[`yaxis${i + 2}`] = { title: { text: BELOW[tag] }, type: 'log', domain: [low, low + strip - 0.05] };
+  });
+  return axes;
+}
+
+function oneTrace(run, found, { below, smooth, bands, page }) {
   const color = page.colors.get(run.run);
   const name = escaped(run.run);
   const curve = found[TRACE];
@@ -162,7 +178,7 @@ function oneTrace(run, found, lower, smooth, page) {
   const rows = smoothed(curve, smooth);
   const line = { color, width: 1.5 };
   const traces = [{ x: rows.steps, y: rows.middle, name, line, mode: 'lines' }];
-  if (smooth > 1) {
+  if (smooth > 1 && bands) {
     traces.unshift({
       x: [...rows.steps, ...[...rows.steps].reverse()],
       y: [...rows.high, ...[...rows.low].reverse()],
@@ -176,10 +192,11 @@ function oneTrace(run, found, lower, smooth, page) {
   if (early) {
     traces.push({ x: early.steps, y: early.values, name: `${name}, TrF_i`, mode: 'markers', marker: { color, size: 10 } });
   }
-  if (lower && found[lower]) {
-    const part = smoothed(found[lower], smooth);
-    traces.push({ x: part.steps, y: part.middle, name, yaxis: 'y2', line, mode: 'lines' });
-  }
+  below.forEach((tag, k) => {
+    if (!found[tag]) return;
+    const part = smoothed(found[tag], smooth);
+    traces.push({ x: part.steps, y: part.middle, name, yaxis: `y${k + 2}`, line, mode: 'lines' });
+  });
   return traces;
 }
 
@@ -249,12 +266,17 @@ export async function showLayers(place, page) {
   const range = [Math.min(...all), Math.max(...all)];
   const bars = (k) => {
     told.textContent = `optimizer step ${steps[k]}`;
-    found.forEach((each, i) => {
+    const columns = found.map((each) => {
       const column = each.steps.findLastIndex((step) => step <= steps[k]);
+      return each.values.map((row) => row[column]);
+    });
+    // One scale for both, so that they compare.
+    const range = [0, 1.05 * Math.max(...columns.flat().map((v) => v ?? 0)) || 1];
+    found.forEach((each, i) => {
       draw(places[i][1], `Tr(F) by layer of ${shownSides[i]} at step ${steps[k]}`, [{
         type: 'bar', orientation: 'h', y: each.layers.map(escaped),
-        x: each.values.map((row) => row[column]), marker: { color: page.colors.get(shownSides[i]) },
-      }], { xaxis: { title: { text: 'Tr(F)' } }, yaxis: { autorange: 'reversed' } });
+        x: columns[i], marker: { color: page.colors.get(shownSides[i]) },
+      }], { xaxis: { title: { text: 'Tr(F)' }, range }, yaxis: { autorange: 'reversed' } });
     });
   };
   place.replaceChildren(
