@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import json
 import os
+import sys
 
 import keras
 import tensorflow as tf
@@ -31,7 +32,7 @@ MODELS = (*_MODELS, "mlp")
 STRATEGIES = ("none", "mirrored", "multi_worker")
 
 # Images whose mean and deviation are known.
-_NORMALIZED = ("cifar10", "cifar100", "tiny_imagenet")
+_NORMALIZED = ("cifar10", "cifar100", "fashion_mnist", "tiny_imagenet")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,12 +83,8 @@ def load_data(
         seed: Seed of the noise, of the order and of the augmentation.
     """
     kept = round(100 * (1 - holdout))
-    train, info = keras_fisher.datasets.load(
-        name, f"train[:{kept}%]", with_info=True
-    )
-    test = keras_fisher.datasets.load(
-        name, f"train[{kept}%:]" if holdout else "test"
-    )
+    splits = [f"train[:{kept}%]", f"train[{kept}%:]" if holdout else "test"]
+    (train, test), info = loaded(name, splits)
     classes = info.features["label"].num_classes
     if label_noise:
         add_noise = keras_fisher.datasets.add_label_noise
@@ -114,6 +111,14 @@ def load_data(
         test=test.prefetch(tf.data.AUTOTUNE),
         classes=classes,
     )
+
+
+def loaded(name: str, split):
+    """Data sets and their info, or an end that says what there is to do."""
+    try:
+        return keras_fisher.datasets.load(name, split, with_info=True)
+    except (ImportError, RuntimeError, ValueError) as error:
+        sys.exit(str(error))
 
 
 def _cached(dataset: tf.data.Dataset) -> tf.data.Dataset:

@@ -8,7 +8,8 @@ import common
 DATASET = flags.DEFINE_string(
     "dataset",
     "mnist1d",
-    "Data set: mnist1d or digits, which need no download, or a TFDS name.",
+    "Data set: mnist1d or digits, which need no download, fashion_mnist, or "
+    "another TFDS name.",
 )
 MODEL = flags.DEFINE_enum(
     "model", "simple_cnn", common.MODELS, "Network to train."

@@ -27,6 +27,7 @@ import tensorflow as tf
 _STATISTICS = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "fashion_mnist": ((0.2860,), (0.3530,)),
     "tiny_imagenet": ((0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821)),
 }
 
@@ -43,9 +44,9 @@ def normalize(
         dataset: A `tf.data.Dataset` of tuples `(x, ...)`, where `x` is one
             floating point image of shape `(height, width, channels)`, or a
             batch of them, with values from 0 to 1 as `load` gives them.
-        statistics: `"cifar10"`, `"cifar100"` or `"tiny_imagenet"` for those of
-            its training images, or a pair `(mean, std)` with one number for
-            each channel.
+        statistics: `"cifar10"`, `"cifar100"`, `"fashion_mnist"` or
+            `"tiny_imagenet"` for those of its training images, or a pair
+            `(mean, std)` with one number for each channel.
 
     Returns:
         A `tf.data.Dataset` with `(x - mean) / std` in place of `x`, of the same

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Iterator
 import contextlib
 import errno
@@ -17,6 +18,14 @@ import tensorflow as tf
 from keras_fisher.datasets.random_state import borrowed_random_state
 
 _EMBEDDED_NAMES = "'digits' and 'mnist1d'"
+
+# What Debian and Ubuntu have a package of, and how to get it.
+_PACKAGED = {
+    "fashion_mnist": (
+        "Debian and Ubuntu ship it, `apt-get install dataset-fashion-mnist` is "
+        "enough. "
+    )
+}
 
 # Import name and PyPI name of what `pip install keras_fisher[data]` brings.
 _DATA_PACKAGES = {
@@ -48,6 +57,9 @@ def load(
     from `manual_dir`, where you have unpacked
     http://cs231n.stanford.edu/tiny-imagenet-200.zip; its `"test"` split is the
     archive's `val`, since the images of the archive's `test` have no labels.
+    `"fashion_mnist"` (images of shape `(28, 28, 1)`) is read from `manual_dir`,
+    if its four files are there, or from the package `dataset-fashion-mnist` of
+    Debian and Ubuntu, if that is installed, or else downloaded by TFDS.
     Any other name, such as `"cifar10"` or `"cifar100"`, goes to
     [TensorFlow Datasets](https://www.tensorflow.org/datasets/catalog), which
     downloads the data set on first use.
@@ -66,7 +78,8 @@ def load(
             the environment variable `TFDS_DATA_DIR`, or else to
             `~/tensorflow_datasets`.
         manual_dir: Folder of files that you have downloaded yourself: Tiny
-            ImageNet, unpacked, or archives that TFDS shall not download.
+            ImageNet, unpacked, the four files of Fashion-MNIST, or archives
+            that TFDS shall not download.
             Defaults to `downloads/manual` in `data_dir`, as in TFDS.
         batch_size: Number of examples in a batch; the last batch may be
             smaller. `None` leaves single examples, to be shuffled first.
@@ -85,7 +98,8 @@ def load(
         ImportError: If a package of `keras_fisher[data]` is missing.
         RuntimeError: If the data set cannot be downloaded or written.
         ValueError: If there is no data set or split of that name, if the
-            data set has no `(input, target)` pair, or if `batch_size` is not
+            data set has no `(input, target)` pair, if files of Fashion-MNIST
+            are damaged or some of them missing, or if `batch_size` is not
             positive.
 
     Example:
@@ -163,7 +177,9 @@ def _tfds_load(
             }
         try:
             with borrowed_random_state(), _quiet_logger("absl"):
-                return _load_or_reload(tfds, name, kwargs)
+                if name == "fashion_mnist" and kwargs.get("download", True):
+                    _prepare_fashion_mnist(data_dir, manual_dir)
+                return _unless_taken(tfds.load, name, **kwargs)
         except tfds.core.DatasetNotFoundError:
             # Not chained: TFDS lists more than a thousand names.
             raise ValueError(
@@ -181,6 +197,7 @@ def _tfds_load(
                 "and pass that folder as `data_dir`, or in the environment "
                 "variable TFDS_DATA_DIR; or pass the folder of an archive "
                 "that you have downloaded as `manual_dir`. "
+                f"{_PACKAGED.get(name, '')}"
                 f"{_EMBEDDED_NAMES} need no network."
             ) from error
 
@@ -221,16 +238,36 @@ def _tfds_with_embedded_builders() -> ModuleType:
     return tfds
 
 
-def _load_or_reload(tfds: ModuleType, name: str, kwargs: Any) -> Any:
-    """Returns what `tfds.load` returns, also if others prepare the same."""
+def _prepare_fashion_mnist(
+    data_dir: str | os.PathLike[str] | None,
+    manual_dir: str | os.PathLike[str] | None,
+) -> None:
+    """Prepares it as TFDS does, if its files are on the machine."""
+    from keras_fisher.datasets import fashion_mnist
+
+    data_path = _absolute(data_dir or _default_data_dir())
+    folder = fashion_mnist.find(
+        _absolute(manual_dir or data_path / "downloads" / "manual")
+    )
+    if folder is not None:
+        builder = fashion_mnist.FashionMnistFiles(
+            folder=folder, data_dir=data_dir
+        )
+        _unless_taken(builder.download_and_prepare)
+
+
+def _unless_taken(
+    prepare: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Any:
+    """Returns what `prepare` returns, also if others prepare the same."""
     try:
-        return tfds.load(name, **kwargs)
+        return prepare(*args, **kwargs)
     except OSError as error:
         # Another process was first to put its copy in place: take that one.
         is_taken = isinstance(error, FileExistsError)
         if not is_taken and error.errno != errno.ENOTEMPTY:
             raise
-        return tfds.load(name, **kwargs)
+        return prepare(*args, **kwargs)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,8 @@ import common
 import pytest
 import tensorflow as tf
 
+import keras_fisher
+
 
 def test_no_reader_fills_the_cache_and_stops_early():
     read = []
@@ -22,6 +24,16 @@ def test_no_reader_fills_the_cache_and_stops_early():
     assert len([*cached.take(3)]) == 3
     assert [*cached.as_numpy_iterator()] == [*range(20)]
     assert len(read) == 20, "read again"
+
+
+def test_data_that_cannot_be_had_end_the_script_with_one_message(monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("Could not prepare it. Install the package.")
+
+    monkeypatch.setattr(keras_fisher.datasets, "load", fail)
+    with pytest.raises(SystemExit, match="Install the package") as error:
+        common.load_data("fashion_mnist", 64)
+    assert isinstance(error.value.code, str), "printed, with status 1"
 
 
 def test_held_out_examples_are_of_the_training_set():
