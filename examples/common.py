@@ -67,6 +67,7 @@ def load_data(
     *,
     label_noise: float = 0.0,
     holdout: float = 0.0,
+    train_examples: int | None = None,
     augment: bool = False,
     seed: int = 0,
 ) -> Data:
@@ -79,12 +80,12 @@ def load_data(
         label_noise: Share of training labels to draw anew.
         holdout: Share of the training set to hold out: it takes the place of
             the test set, which is not read. Its labels are as noisy.
+        train_examples: Size of the training set, held-out examples included:
+            the first ones. `None` takes all.
         augment: Whether images to train on are shifted and flipped.
         seed: Seed of the noise, of the order and of the augmentation.
     """
-    kept = round(100 * (1 - holdout))
-    splits = [f"train[:{kept}%]", f"train[{kept}%:]" if holdout else "test"]
-    (train, test), info = loaded(name, splits)
+    (train, test), info = loaded(name, _splits(holdout, train_examples))
     classes = info.features["label"].num_classes
     if label_noise:
         add_noise = keras_fisher.datasets.add_label_noise
@@ -111,6 +112,15 @@ def load_data(
         test=test.prefetch(tf.data.AUTOTUNE),
         classes=classes,
     )
+
+
+def _splits(holdout: float, train_examples: int | None) -> list[str]:
+    """What TFDS calls the examples to train on and to test on."""
+    if train_examples is None:
+        kept, end = f"{round(100 * (1 - holdout))}%", ""
+    else:
+        kept, end = round(train_examples * (1 - holdout)), train_examples
+    return [f"train[:{kept}]", f"train[{kept}:{end}]" if holdout else "test"]
 
 
 def loaded(name: str, split):

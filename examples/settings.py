@@ -14,6 +14,12 @@ DATASET = flags.DEFINE_string(
 MODEL = flags.DEFINE_enum(
     "model", "simple_cnn", common.MODELS, "Network to train."
 )
+TRAIN_EXAMPLES = flags.DEFINE_integer(
+    "train_examples",
+    None,
+    "Train on so many examples, the first ones; all if not given.",
+    1,
+)
 AUGMENT = flags.DEFINE_boolean(
     "augment", False, "Shift and flip the images to train on."
 )

@@ -208,6 +208,7 @@ def main(argv: list[str]) -> None:
         settings.DATASET.value,
         settings.BATCH_SIZE.value,
         label_noise=_LABEL_NOISE.value,
+        train_examples=settings.TRAIN_EXAMPLES.value,
         augment=settings.AUGMENT.value,
         seed=_SEED.value,
     )

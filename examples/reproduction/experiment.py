@@ -89,6 +89,7 @@ class Run:
         label_noise: Share of the training labels that are drawn anew.
         holdout: Share of the training set to leave out, and to measure the
             accuracy on instead of the test set. Its labels are as noisy.
+        train_examples: Size of the training set, `None` for all of it.
         seed: Of the weights, the order, the noise and the sampling.
     """
 
@@ -102,6 +103,7 @@ class Run:
     probe_size: int
     measure_every: int
     augment: bool = False
+    train_examples: int | None = None
     method: str = "none"
     strength: float = 0.0
     start: int = 0
@@ -122,6 +124,7 @@ def from_flags(**values) -> Run:
         probe_size=_PROBE_SIZE.value,
         measure_every=_MEASURE_EVERY.value,
         augment=settings.AUGMENT.value,
+        train_examples=settings.TRAIN_EXAMPLES.value,
     )
     return Run(**{**described, **values})
 
@@ -201,6 +204,7 @@ def train(run: Run, path: str, jit: bool | str = "auto") -> dict:
         run.batch_size,
         holdout=run.holdout,
         label_noise=run.label_noise,
+        train_examples=run.train_examples,
         augment=run.augment,
         seed=run.seed,
     )

@@ -39,7 +39,11 @@ flags.adopt_module_key_flags(experiment)
 
 def measure(row: pd.Series) -> dict[str, float]:
     """Tr(H) and Tr(F) of a trained network on the first training examples."""
-    data = common.load_data(row["dataset"], row["batch_size"])
+    data = common.load_data(
+        row["dataset"],
+        row["batch_size"],
+        train_examples=row["train_examples"],
+    )
     batch = data.examples.unbatch().batch(_EXAMPLES.value).take(1)
     x, y = next(batch.as_numpy_iterator())
     network = keras.models.load_model(row["path"])

@@ -89,7 +89,10 @@ def publish(
     sweep.write(f"{path}.md", text)
     # What is measured each epoch is in the files of the runs.
     hidden = ["history", "path", "versions"]
-    sweep.write(f"{path}.csv", runs.drop(columns=hidden).to_csv(index=False))
+    sweep.write(
+        f"{path}.csv",
+        runs.drop(columns=hidden, errors="ignore").to_csv(index=False),
+    )
     with common.replacing(f"{path}.png") as temporary:
         figure.savefig(temporary, dpi=110)
     plt.close(figure)

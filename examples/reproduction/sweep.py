@@ -56,17 +56,17 @@ def results(runs: Iterable[Run], output_dir: str, title: str) -> pd.DataFrame:
         def job(run: Run):
             return lambda: {
                 "run": dataclasses.asdict(run),
-                **train(run, _path(run, directory, "keras")),
+                **train(run, path(run, directory, "keras")),
             }
 
         found = shared(
-            {_path(run, directory, "json"): job(run) for run in runs}, "run"
+            {path(run, directory, "json"): job(run) for run in runs}, "run"
         )
     return pd.DataFrame(
         {
             **result.pop("run"),
             **result,
-            "path": _path(run, directory, "keras"),
+            "path": path(run, directory, "keras"),
         }
         for run, result in zip(runs, found)
     )
@@ -167,8 +167,13 @@ def _read(path: str) -> dict:
         return json.load(file)
 
 
-def _path(run: Run, directory: str, extension: str) -> str:
-    fields = json.dumps(dataclasses.asdict(run), sort_keys=True)
+def path(run: Run, directory: str, extension: str) -> str:
+    """Where a file of a run is: runs that differ in anything have others."""
+    known = dataclasses.asdict(run)
+    if run.train_examples is None:
+        # Runs of before this field keep their names.
+        del known["train_examples"]
+    fields = json.dumps(known, sort_keys=True)
     digest = hashlib.sha256(fields.encode()).hexdigest()[:10]
     name = f"{run.method}-{run.strength:g}-lr{run.learning_rate:g}"
     name = f"{name}-seed{run.seed}-{digest}".replace(" ", "_")

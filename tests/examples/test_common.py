@@ -26,6 +26,17 @@ def test_no_reader_fills_the_cache_and_stops_early():
     assert len(read) == 20, "read again"
 
 
+@pytest.mark.parametrize("holdout", [0.0, 0.2])
+def test_a_smaller_training_set_is_the_first_examples(holdout):
+    data = common.load_data("digits", 64, train_examples=100, holdout=holdout)
+    images = keras_fisher.datasets.load("digits", "train")
+    first = [x.tobytes() for x, _ in images.take(100).as_numpy_iterator()]
+    kept = [x.tobytes() for x, _ in data.examples.unbatch().as_numpy_iterator()]
+    assert kept == first[: 80 if holdout else 100]
+    test = [x.tobytes() for x, _ in data.test.unbatch().as_numpy_iterator()]
+    assert test == first[80:] if holdout else len(test) == 360
+
+
 def test_data_that_cannot_be_had_end_the_script_with_one_message(monkeypatch):
     def fail(*args, **kwargs):
         raise RuntimeError("Could not prepare it. Install the package.")

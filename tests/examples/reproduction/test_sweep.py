@@ -61,6 +61,7 @@ def test_runs_that_differ_in_anything_have_files_of_their_own(tmp_path):
             probe_size=3,
             measure_every=3,
             augment=True,
+            train_examples=3,
             method="FP",
             strength=0.1,
             start=3,
@@ -69,8 +70,8 @@ def test_runs_that_differ_in_anything_have_files_of_their_own(tmp_path):
             seed=3,
         ).items()
     ]
-    paths = {sweep._path(run, tmp_path, "json") for run in (base, *others)}
-    assert len(paths) == 16
+    paths = {sweep.path(run, tmp_path, "json") for run in (base, *others)}
+    assert len(paths) == 17
 
 
 def test_a_run_that_fails_is_trained_the_next_time(tmp_path, monkeypatch):
@@ -104,7 +105,7 @@ def test_a_run_of_another_process_is_waited_for(tmp_path, monkeypatch):
             sys.executable,
             "-c",
             _HOLDER,
-            sweep._path(first, directory, "lock"),
+            sweep.path(first, directory, "lock"),
         ],
         stdout=subprocess.PIPE,
         text=True,
