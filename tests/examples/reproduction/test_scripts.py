@@ -15,6 +15,7 @@ _SCRIPTS = (
     "penalty_comparison",
     "bounded_penalty",
     "label_noise",
+    "noisy_labels",
     "delayed_penalty",
     "final_curvature",
 )
@@ -28,6 +29,7 @@ _SCRIPTS = (
         ("penalty_comparison", "--strengths=FP", "METHOD:NUMBER"),
         ("penalty_comparison", "--strengths=XY:0.1", "METHOD:NUMBER"),
         ("label_noise", "--label_noise=1.5", "label_noise"),
+        ("noisy_labels", "--moments=0", "at least 1"),
         ("bounded_penalty", "--bounded_alphas=0", "above 0"),
         ("delayed_penalty", "--starts=-1", "at least 0"),
         ("final_curvature", "--learning_rates=nan", "above 0"),
@@ -80,6 +82,7 @@ def test_every_script_ends_with_a_table_and_a_figure(tmp_path):
         ("learning_rate_sweep", rates),
         ("penalty_comparison", rates, *few),
         ("label_noise", "--strengths=bounded FP:1,10", *few),
+        ("noisy_labels", "--moments=1,2"),
         ("bounded_penalty", rates, "--alphas=0.1,1", "--bounded_alphas=1,9"),
         ("delayed_penalty", "--starts=0,6"),
         ("final_curvature", rates, "--examples=64"),
