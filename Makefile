@@ -8,6 +8,7 @@ export REPOSITORY_URL ?=
 export TFDS_DATA_DIR ?= $(CURDIR)/.data
 
 .PHONY: demo test test-all test-floor test-newest lint format clean reproduce \
+    reproduce-images \
     benchmark benchmark-traces benchmark-accuracy benchmark-scaling \
     gpu-programs gpu-check dist docs
 
@@ -73,6 +74,15 @@ REPRODUCTION := reproduction
 reproduce: $(VENV)/.installed
 	$(BIN)/python examples/reproduction/reproduce.py \
 	    --directory=$(REPRODUCTION) --page=docs/reproduction.md
+
+# The same on real images; goes on where it was stopped, which is as well: it
+# takes days on a CPU.
+reproduce-images: $(VENV)/.installed
+	for part in images images_resnet; do \
+	    $(BIN)/python examples/reproduction/reproduce.py --part=$$part \
+	        --directory=$(REPRODUCTION)-$$part --page=docs/reproduction.md \
+	        || exit; \
+	done
 
 # These two make an environment of their own for PyTorch and the peers.
 benchmark: $(VENV)/.installed

@@ -18,6 +18,7 @@ from keras_fisher import applications
 _MODELS = {
     "simple_cnn": applications.SimpleCNN,
     "vgg11": applications.VGG11,
+    "resnet8": functools.partial(applications.ResNet, depth=8),
     "resnet20": functools.partial(applications.ResNet, depth=20),
     "resnet56": functools.partial(applications.ResNet, depth=56),
     "wide_resnet": functools.partial(

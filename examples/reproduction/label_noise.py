@@ -20,7 +20,9 @@ import seaborn
 import sweep
 import tuning
 
-_NAME = "label_noise"
+_NAME = flags.DEFINE_string(
+    "name", "label_noise", "Name of the table and the figure."
+)
 _LABEL_NOISE = flags.DEFINE_float(
     "label_noise", 0.4, "Share of the training labels to draw anew.", 0.01, 1.0
 )
@@ -79,7 +81,9 @@ def main(argv: list[str]) -> None:
     plain = experiment.from_flags(
         learning_rate=_LEARNING_RATE.value, label_noise=_LABEL_NOISE.value
     )
-    runs, tried = tuning.chosen([plain], tuning.methods(_STRENGTHS), _NAME)
+    runs, tried = tuning.chosen(
+        [plain], tuning.methods(_STRENGTHS), _NAME.value
+    )
     frame = sweep.results(
         [
             dataclasses.replace(run, seed=seed)
@@ -87,7 +91,7 @@ def main(argv: list[str]) -> None:
             for seed in experiment.seeds()
         ],
         experiment.output_dir(),
-        _NAME,
+        _NAME.value,
     )
     rows = report.table(
         frame,
@@ -102,7 +106,9 @@ def main(argv: list[str]) -> None:
         },
     )
     tables = {"": rows, "What was tried:": tuning.tried_table(tried)}
-    report.publish(_NAME, experiment.output_dir(), tables, frame, draw(frame))
+    report.publish(
+        _NAME.value, experiment.output_dir(), tables, frame, draw(frame)
+    )
 
 
 if __name__ == "__main__":

@@ -5,6 +5,9 @@ share the runs. Stopped and started again, it goes on where it was.
 
 python examples/reproduction/reproduce.py --directory=reproduction \
         --page=docs/reproduction.md
+
+`make reproduce-images` runs the same experiments, and one more, on real images,
+with `--part=images` and `--part=images_resnet`: days on a CPU.
 """
 
 from __future__ import annotations
@@ -31,6 +34,14 @@ _PAGE = flags.DEFINE_string(
     "`end NAME`; tables, figures and runs are copied next to it, into a "
     "directory of its name.",
 )
+_PART = flags.DEFINE_enum(
+    "part",
+    "signals",
+    ["signals", "images", "images_resnet"],
+    "Which commands to run: on signals, or on images with SimpleCNN or with a "
+    "small ResNet, which has batch normalization. Tables and figures of the "
+    "latter two begin with the name of the part, on the page and next to it.",
+)
 _PROCESSES = flags.DEFINE_integer(
     "processes", 2, "Processes that share the runs, one a core at most.", 1
 )
@@ -50,8 +61,39 @@ COMMANDS = (
     ),
 )
 
+# Every experiment on pictures: fewer of them, and fewer seeds, than there are.
+IMAGE_COMMANDS = (
+    ("learning_rate_sweep.py", "--learning_rates=0.003,0.01,0.03,0.1"),
+    (
+        "learning_rate_sweep.py",
+        "--name=batch_size_sweep",
+        "--learning_rates=0.03",
+        "--batch_sizes=32,128,512",
+    ),
+    ("label_noise.py",),
+    ("label_noise.py", "--name=label_noise_20", "--label_noise=0.2"),
+    ("noisy_labels.py",),
+    ("penalty_comparison.py",),
+    ("delayed_penalty.py", "--starts=0,78,390,1170"),
+    ("final_curvature.py",),
+)
+_IMAGES = (
+    "--dataset=fashion_mnist",
+    "--train_examples=10000",
+    "--epochs=40",
+    "--measure_every=5",
+    "--seeds=3",
+)
 
-def start(command: tuple[str, ...], output_dir: str, threads: int, quiet: bool):
+# What is run, and the flags that all commands of a part have in common.
+PARTS = {
+    "signals": (COMMANDS, ("--jit=true",)),
+    "images": (IMAGE_COMMANDS, _IMAGES),
+    "images_resnet": (IMAGE_COMMANDS, (*_IMAGES, "--model=resnet8")),
+}
+
+
+def start(command: tuple[str, ...], threads: int, quiet: bool):
     """Starts a script, which says nothing if it is `quiet`."""
     script, *arguments = command
     path = pathlib.Path(__file__).parent / script
@@ -59,8 +101,6 @@ def start(command: tuple[str, ...], output_dir: str, threads: int, quiet: bool):
         [
             sys.executable,
             str(path),
-            "--jit=true",
-            f"--output_dir={output_dir}",
             *arguments,
         ],
         env={**os.environ, "TF_NUM_INTRAOP_THREADS": str(threads)},
@@ -69,35 +109,39 @@ def start(command: tuple[str, ...], output_dir: str, threads: int, quiet: bool):
     )
 
 
-def names() -> list[str]:
+def names(commands: tuple[tuple[str, ...], ...] = COMMANDS) -> list[str]:
     """What the tables and figures are called."""
     return [
         next(
             (a.removeprefix("--name=") for a in arguments if "--name=" in a),
             script.removesuffix(".py"),
         )
-        for script, *arguments in COMMANDS
+        for script, *arguments in commands
     ]
 
 
-def update(page: pathlib.Path, output_dir: pathlib.Path) -> None:
+def update(
+    page: pathlib.Path, output_dir: pathlib.Path, part: str = "signals"
+) -> None:
     """Puts what has been found into a page, and next to it."""
+    prefix = "" if part == "signals" else f"{part}_"
     text = page.read_text(encoding="utf-8")
     directory = page.with_suffix("")
     directory.mkdir(exist_ok=True)
-    for name in names():
+    for name in names(PARTS[part][0]):
         table = output_dir / f"{name}.md"
         if not table.exists():
             continue
         found = table.read_text(encoding="utf-8")
         text = re.sub(
-            rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)",
+            rf"(<!-- begin {prefix}{name} -->\n).*?"
+            rf"(<!-- end {prefix}{name} -->)",
             lambda match, found=found: f"{match[1]}\n{found}\n{match[2]}",
             text,
             flags=re.DOTALL,
         )
         for path in output_dir.glob(f"{name}.*"):
-            shutil.copy(path, directory)
+            shutil.copy(path, directory / f"{prefix}{path.name}")
     page.write_text(text, encoding="utf-8")
 
 
@@ -118,17 +162,23 @@ def main(argv: list[str]) -> None:
     begin = time.perf_counter()
     count = _PROCESSES.value
     threads = max(1, (os.cpu_count() or 1) // count)
-    for command in COMMANDS:
+    commands, shared = PARTS[_PART.value]
+    shared = (*shared, f"--output_dir={_DIRECTORY.value}")
+    for script, *arguments in commands:
+        command = (script, *shared, *arguments)
         processes = [
-            start(command, _DIRECTORY.value, threads, quiet=number > 0)
-            for number in range(count)
+            start(command, threads, quiet=number > 0) for number in range(count)
         ]
         # The first one prints, and finishes what another that fails leaves.
         codes = [process.wait() for process in processes]
         if codes[0]:
-            sys.exit(f"{command[0]} failed; what is above says why.")
+            sys.exit(f"{script} failed; what is above says why.")
     if _PAGE.value:
-        update(pathlib.Path(_PAGE.value), pathlib.Path(_DIRECTORY.value))
+        update(
+            pathlib.Path(_PAGE.value),
+            pathlib.Path(_DIRECTORY.value),
+            _PART.value,
+        )
     print(total(pathlib.Path(_DIRECTORY.value)))
     minutes = (time.perf_counter() - begin) / 60
     print(f"Took {minutes:.0f} minutes, without what had been done before.")

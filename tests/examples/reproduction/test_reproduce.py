@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 import re
 
+import experiment
 import experiments
 import pandas as pd
 import pytest
@@ -12,6 +13,7 @@ import reproduce
 
 _PAGE = experiments.ROOT / "docs" / "reproduction.md"
 _TABLES = sorted(_PAGE.with_suffix("").glob("*.md"))
+_OF_SIGNALS = [p for p in _TABLES if not p.stem.startswith("images_")]
 
 
 def _between(name):
@@ -26,7 +28,7 @@ def test_tables_are_as_written_by_the_scripts(path):
     assert _between(path.stem) == path.read_text(encoding="utf-8").strip()
 
 
-@pytest.mark.parametrize("path", _TABLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", _OF_SIGNALS, ids=lambda path: path.stem)
 def test_means_are_those_of_the_runs(path):
     runs = pd.read_csv(path.with_suffix(".csv"))
     settings = ["method", "strength", "learning_rate", "batch_size", "start"]
@@ -39,7 +41,13 @@ def test_means_are_those_of_the_runs(path):
 
 
 def test_there_are_tables_and_every_figure_exists():
-    assert {p.stem for p in _TABLES} == set(reproduce.names())
+    assert {p.stem for p in _OF_SIGNALS} == set(reproduce.names())
+    planned = {
+        f"{part}_{name}"
+        for part in ("images", "images_resnet")
+        for name in reproduce.names(reproduce.PARTS[part][0])
+    }
+    assert {p.stem for p in _TABLES} - set(reproduce.names()) <= planned
     text = _PAGE.read_text(encoding="utf-8")
     figures = re.findall(r"\]\((\S+\.png)\)", text)
     assert {pathlib.Path(f).stem for f in figures} == {p.stem for p in _TABLES}
@@ -55,8 +63,44 @@ def test_every_command_of_the_page_is_one_of_make_reproduce():
             r"^python examples/reproduction/(.*--jit=true.*)$", text, re.M
         )
     }
-    known = {(s, "--jit=true", *a) for s, *a in reproduce.COMMANDS}
+    commands_and_shared = reproduce.PARTS.values()
+    known = {
+        (script, *shared, *arguments)
+        for commands_of_part, shared in commands_and_shared
+        for script, *arguments in commands_of_part
+    }
     assert commands and commands <= known, commands - known
+
+
+@pytest.mark.parametrize("part", ["images", "images_resnet"])
+def test_every_command_on_images_is_one_that_its_script_takes(part):
+    commands, shared = reproduce.PARTS[part]
+    assert len({*reproduce.names(commands)}) == len(commands), "overwritten"
+    for script, *arguments in commands:
+        source = (experiments.SCRIPTS / script).read_text(encoding="utf-8")
+        flags = {a.partition("=")[0].removeprefix("--") for a in arguments}
+        for flag in flags:
+            assert f'"{flag}"' in source, (script, flag)
+    for flag in shared:
+        name = flag.partition("=")[0].removeprefix("--")
+        assert name in experiment.flags.FLAGS, name
+
+
+def test_tables_of_images_do_not_replace_those_of_signals(tmp_path):
+    page = tmp_path / "page.md"
+    text = "".join(
+        f"<!-- begin {name} -->\n<!-- end {name} -->\n"
+        for name in ("label_noise", "images_label_noise")
+    )
+    page.write_text(text)
+    results = tmp_path / "results"
+    results.mkdir()
+    (results / "label_noise.md").write_text("| 1 |\n")
+    reproduce.update(page, results, "images")
+    begin = "<!-- begin images_label_noise -->\n"
+    assert page.read_text() == text.replace(begin, f"{begin}\n| 1 |\n\n")
+    [copy] = (tmp_path / "page").iterdir()
+    assert copy.name == "images_label_noise.md"
 
 
 def test_the_time_of_all_runs_is_added_up(tmp_path):
