@@ -44,6 +44,24 @@ def test_demo_ends_with_a_table_and_a_figure(data_dir, tmp_path):
 
 
 @pytest.mark.slow
+def test_demo_takes_images(data_dir, tmp_path):
+    result = scripts.run(
+        "demo.py",
+        "--dataset=digits",
+        "--train_examples=512",
+        "--epochs=2",
+        f"--output_dir={tmp_path}",
+        data_dir=data_dir,
+    )
+    assert result.returncode == 0, result.stderr
+    assert len(pd.read_csv(tmp_path / "table.csv")) == 6
+    [log_dir] = (tmp_path / "logs").iterdir()
+    traces = keras_fisher.logs.read(log_dir)
+    steps = traces.loc[traces["tag"] == "fisher/trace", "step"]
+    assert {*steps} == {0, 4}, "two epochs of four steps, every fourth"
+
+
+@pytest.mark.slow
 def test_the_penalty_recovers_the_loss_of_a_small_learning_rate(data_dir):
     flags = ["--dataset=mnist1d", "--learning_rate=0.01", "--jit=true"]
     flags += ["--steps_per_execution=31"]
