@@ -108,7 +108,10 @@ class Experiment:
         return [*dict.fromkeys(itertools.chain(*self._tags.values()))]
 
     def runs(self) -> list[dict[str, Any]]:
-        """A row for each run: its name, hyperparameters, metrics and tags."""
+        """A row for each run: its name, hyperparameters, metrics and tags.
+
+        And the last step of Tr(F), that one can see that there is more to draw.
+        """
         parts: dict[str, dict[str, str]] = {}
         for directory in {*self._tags, *(given := self._hyperparameters())}:
             run, split = tags.run_and_split(directory)
@@ -124,6 +127,7 @@ class Experiment:
         return [
             {
                 "run": run,
+                "last_step": self._ends.get(of.get(tags.TRAIN), (None,))[0],
                 "hyperparameters": given.get(of.get(tags.HPARAMS), {}),
                 "metrics": _metrics(
                     {split: last.get(name, {}) for split, name in of.items()},

@@ -261,6 +261,71 @@ def test_runs_are_chosen_in_the_sidebar(page, url):
     tab.assert_clean(url)
 
 
+def test_the_keyboard_goes_from_view_to_view(page, url):
+    tab = _Tab(page, url)
+    tab.frame.get_by_role("tab", name="Verdict").focus()
+    for key, view in [
+        ("ArrowRight", "Trace"),
+        ("ArrowLeft", "Verdict"),
+        ("ArrowLeft", "Memorization"),
+    ]:
+        page.keyboard.press(key)
+        chosen = tab.frame.get_by_role("tab", name=view, selected=True)
+        chosen.wait_for()
+        tab.frame.locator("main[aria-busy=false]").wait_for()
+        assert chosen.evaluate("(tab) => tab === document.activeElement")
+    # What is pressed keeps the focus, though the table is made anew.
+    tab.show("Verdict")
+    button = tab.frame.get_by_role("button", name="peak Tr(F)")
+    for _ in range(2):
+        button.press("Enter")
+        tab.frame.locator("main[aria-busy=false]").wait_for()
+        assert button.evaluate("(b) => b === document.activeElement")
+    tab.assert_clean(url)
+
+
+def test_without_plotly_the_tab_says_what_to_install(page, url):
+    def answer(route):
+        there = route.fetch().json()
+        route.fulfill(json={**there, "has_plotly": False})
+
+    page.route("**/fisher/runs", answer)
+    try:
+        tab = _Tab(page, url, threshold=10)
+        assert "2 of 3 runs exploded" in tab.text()
+        for view in ("Trace", "Early phase", "Layers", "Memorization"):
+            tab.show(view)
+            assert 'pip install "keras_fisher[plot]"' in tab.text()
+        tab.assert_clean(url)
+    finally:
+        page.unroute("**/fisher/runs")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("load_fast", ["auto", "false"])
+def test_the_page_follows_a_run_that_trains(tmp_path, page, load_fast):
+    with tf.summary.create_file_writer(f"{tmp_path}/live/train").as_default():
+        tf.summary.scalar("fisher/trace", 5.0, 0)
+        tf.summary.flush()
+        with pages.serving(tmp_path, load_fast) as url:
+            tab = _Tab(page, url, view="Trace", smooth=1)
+            assert tab.data()[0]["x"] == [0]
+            # No new peak, and nothing else that the table shows.
+            tf.summary.scalar("fisher/trace", 4.0, 1)
+            tf.summary.flush()
+            place = tab.frame.locator(".js-plotly-plot")
+            end = time.monotonic() + 60
+            while tab.data()[0]["x"] != [0, 1]:
+                assert time.monotonic() < end, tab.data()
+                page.wait_for_timeout(500)
+                place.evaluate(
+                    "() => document.dispatchEvent("
+                    "new Event('visibilitychange'))"
+                )
+                place.wait_for()
+            tab.assert_clean(url)
+
+
 @pytest.mark.parametrize("width", [1280, 2560])
 def test_dark_theme_and_wide_pages(page, url, width):
     page.set_viewport_size({"width": width, "height": 900})

@@ -10,6 +10,7 @@ const VIEWS = {
   Layers: views.showLayers,
   Memorization: views.showMemorization,
 };
+const NAMES = Object.keys(VIEWS);
 const DEFAULTS = {
   view: 'Verdict', hidden: [], filter: '', threshold: null, sort: 'run', descending: false,
   smooth: 8, early: 'TrF_i', accuracy: 'test accuracy', color: 'run',
@@ -25,7 +26,7 @@ class Page {
     this.cache = new Map();
     this.sidebar = element('nav', { class: 'runs', 'aria-label': 'Runs' });
     this.tabs = element('div', { class: 'tabs', role: 'tablist' });
-    this.place = element('main', { role: 'tabpanel', 'aria-live': 'off' });
+    this.place = element('main', { id: 'view', role: 'tabpanel', 'aria-live': 'off' });
     root.replaceChildren(this.sidebar, element('div', { class: 'content' }, this.tabs, this.place));
   }
 
@@ -62,7 +63,7 @@ class Page {
     const { runs, has_plotly: hasPlotly, threshold } = await ask('./runs');
     this.threshold = threshold;
     const text = JSON.stringify(runs);
-    if (text === this.text) return;
+    if (text === this.text || isEditing()) return;
     this.text = text;
     this.runs = runs;
     this.colors = colorsOf(runs);
@@ -72,6 +73,15 @@ class Page {
   }
 
   async show() {
+    const focused = document.activeElement?.id;
+    await this.redraw();
+    // What had the focus was made anew.
+    if (focused && document.activeElement === document.body) {
+      document.getElementById(focused)?.focus();
+    }
+  }
+
+  async redraw() {
     document.body.classList.toggle('dark', window.parent.document.body.classList.contains('dark-mode'));
     this.showRuns();
     this.showTabs();
@@ -98,14 +108,29 @@ class Page {
   }
 
   showTabs() {
-    this.tabs.replaceChildren(...Object.keys(VIEWS).map((view) => element('button', {
-      role: 'tab', 'aria-selected': String(view === this.state.view),
-      onclick: () => this.change({ view }),
-    }, view)));
+    this.tabs.replaceChildren(...NAMES.map((view) => {
+      const selected = view === this.state.view;
+      return element('button', {
+        id: `tab-${view}`, role: 'tab', 'aria-controls': 'view',
+        'aria-selected': String(selected), tabindex: selected ? 0 : -1,
+        onclick: () => this.change({ view }),
+        onkeydown: (event) => this.stepTabs(event),
+      }, view);
+    }));
+  }
+
+  /** Arrow keys go from tab to tab, as screen readers announce it. */
+  async stepTabs(event) {
+    const way = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (!way) return;
+    const at = NAMES.indexOf(this.state.view) + way + NAMES.length;
+    const view = NAMES[at % NAMES.length];
+    const shown = this.change({ view });
+    document.getElementById(`tab-${view}`).focus();
+    await shown;
   }
 
   showRuns() {
-    const focused = document.activeElement?.id;
     const listed = this.runs.filter((run) => this.isListed(run));
     this.sidebar.replaceChildren(
       element('input', {
@@ -121,7 +146,6 @@ class Page {
         onchange: () => this.toggle(run.run),
       }), this.dot(run.run), ` ${run.run}`)),
     );
-    if (focused) document.getElementById(focused)?.focus();
   }
 
   toggle(run) {
@@ -130,6 +154,13 @@ class Page {
       hidden: hidden.includes(run) ? hidden.filter((each) => each !== run) : [...hidden, run],
     });
   }
+}
+
+/** Whether someone is in the midst of something that a new page would end. */
+function isEditing() {
+  const at = document.activeElement;
+  return Boolean(at?.matches('input:active, select:focus')
+    || (at?.matches('[type=search], [type=number]') && at.value !== at.defaultValue));
 }
 
 /** The state that the address of TensorBoard's page holds. */
@@ -174,7 +205,9 @@ export async function render() {
     page.place.replaceChildren(element('p', { class: 'missing', role: 'alert' }, error.message));
   });
   await load();
-  setInterval(() => document.visibilityState === 'visible' && load(), 1000 * SECONDS);
+  const look = () => document.visibilityState === 'visible' && load();
+  setInterval(look, 1000 * SECONDS);
+  document.addEventListener('visibilitychange', look);
   // TensorBoard changes its theme by a class.
   new MutationObserver(() => page.show()).observe(
     window.parent.document.body, { attributes: true, attributeFilter: ['class'] });

@@ -14,7 +14,7 @@ function control(label, input, unit = '') {
 function choice(page, key, values) {
   const input = element(
     'select',
-    { onchange: () => page.change({ [key]: input.value }) },
+    { id: key, onchange: () => page.change({ [key]: input.value }) },
     ...values.map((value) =>
       element('option', { value, selected: value === page.state[key] }, value)),
   );
@@ -23,7 +23,7 @@ function choice(page, key, values) {
 
 function slider(page, key, low, high, onmove) {
   return element('input', {
-    type: 'range', min: low, max: high, value: page.state[key],
+    id: key, type: 'range', min: low, max: high, value: page.state[key],
     oninput: (event) => onmove(Number(event.target.value)),
     onchange: (event) => page.change({ [key]: Number(event.target.value) }),
   });
@@ -93,7 +93,7 @@ export function showVerdict(place, page) {
     const direction = descending ? 'descending' : 'ascending';
     return element('th', { scope: 'col', 'aria-sort': name === sort ? direction : 'none' },
       element('button', {
-        onclick: () => page.change({ sort: name, descending: name === sort && !descending }),
+        id: `sort-${name}`, onclick: () => page.change({ sort: name, descending: name === sort && !descending }),
       }, name, name === sort ? (descending ? ' ▾' : ' ▴') : ''));
   });
   const body = rows.map((run) => element(
@@ -111,7 +111,7 @@ export function showVerdict(place, page) {
     element('p', { class: 'verdict', role: 'status' }, verdict(page.chosen, threshold)),
     element('div', { class: 'controls' },
       control('exploded from', element('input', {
-        type: 'number', min: 1, step: 'any', value: shown(threshold),
+        id: 'threshold', type: 'number', min: 1, step: 'any', value: shown(threshold),
         onchange: (event) => page.change({ threshold: Number(event.target.value) || null }),
       }), ' times the first value'),
       element('button', { onclick: () => save('fisher-runs.csv', table()) }, 'Save as CSV')),
