@@ -221,7 +221,7 @@ def main(argv: list[str]) -> None:
     figure = os.path.join(_OUTPUT_DIR.value, "fisher_explosion.png")
     draw(frame, runs["label_noise"] > 0, figure)
     print(f"\nTraining took {seconds:.0f} s. Figure: {figure}")
-    print(f"TensorBoard: tensorboard --logdir={log_dir}")
+    print(f"See the tab FISHER of: tensorboard --logdir={log_dir}")
 
 
 if __name__ == "__main__":
