@@ -188,6 +188,7 @@ def test_lines_are_medians_and_bands_quartiles(page, url, log_dir):
     np.testing.assert_allclose(data[at]["y"], middle)
     band = [*high, *low[::-1]]
     np.testing.assert_allclose(data[at - 1]["y"], band)
+    assert data[at - 1]["mode"] == "lines"
     tab.assert_clean(url)
 
 

@@ -125,7 +125,7 @@ export function showVerdict(place, page) {
 
 const MOST_CURVES = 20;
 const MOST_BANDS = 8; // more hide each other, and take long to draw
-const BELOW = { 'fisher/ratio': '‖∇penalty‖ / ‖∇loss‖', 'fisher/penalty': 'penalty' };
+const BELOW = { 'fisher/ratio': 'ratio', 'fisher/penalty': 'penalty' };
 
 export async function showTrace(place, page) {
   const runs = page.chosen.filter((run) => run.tags.includes(TRACE)).slice(0, MOST_CURVES);
@@ -152,7 +152,8 @@ export async function showTrace(place, page) {
     chart,
     element('p', {}, bands
       ? 'Lines are medians, bands reach from quartile to quartile; ▲ is the peak, ● TrF_i.'
-      : `Lines are medians; ▲ is the peak, ● TrF_i. Up to ${MOST_BANDS} runs have bands.`),
+      : `Lines are medians; ▲ is the peak, ● TrF_i. Up to ${MOST_BANDS} runs have bands.`,
+      below.includes('fisher/ratio') ? ' The ratio is ‖∇penalty‖ / ‖∇loss‖, before the bound.' : ''),
   );
   redraw(page.state.smooth);
 }
@@ -161,11 +162,11 @@ export async function showTrace(place, page) {
 function axesOf(below) {
   const strip = 0.25;
   const axes = {
-    yaxis: { title: { text: 'Tr(F)' }, type: 'log', domain: [strip * below.length + (below.length ? 0.04 : 0), 1] },
+    yaxis: { title: { text: 'Tr(F)', standoff: 12 }, type: 'log', domain: [strip * below.length + (below.length ? 0.04 : 0), 1] },
   };
   below.forEach((tag, i) => {
     const low = strip * (below.length - 1 - i);
-    axes[`yaxis${i + 2}`] = { title: { text: BELOW[tag] }, type: 'log', domain: [low, low + strip - 0.05] };
+    axes[`yaxis${i + 2}`] = { title: { text: BELOW[tag], standoff: 12 }, nticks: 4, type: 'log', domain: [low, low + strip - 0.05] };
   });
   return axes;
 }
@@ -182,7 +183,7 @@ function oneTrace(run, found, { below, smooth, bands, page }) {
     traces.unshift({
       x: [...rows.steps, ...[...rows.steps].reverse()],
       y: [...rows.high, ...[...rows.low].reverse()],
-      fill: 'toself', fillcolor: `${color}33`, line: { width: 0 }, hoverinfo: 'skip',
+      mode: 'lines', fill: 'toself', fillcolor: `${color}33`, line: { width: 0 }, hoverinfo: 'skip',
     });
   }
   const { peak_trace: peak } = run.metrics;
