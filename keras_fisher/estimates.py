@@ -19,6 +19,10 @@ class Estimate(float):
             another seed would change, with the same data and parameters. 0.0
             for figures without a random part, NaN where nothing is known.
 
+    Args:
+        value: The number.
+        standard_error: As above.
+
     Example:
     ```pycon
     >>> trace = keras_fisher.Estimate(331.0, standard_error=1.5)
@@ -50,6 +54,15 @@ class Estimates(np.ndarray):
 
     Attributes:
         standard_error: Array of the same shape, as of `Estimate`.
+
+    Args:
+        values: Array or list.
+        standard_error: As above, of the same shape.
+
+    Example:
+    >>> shares = keras_fisher.Estimates([1.0, 2.0], standard_error=[0.1, 0.2])
+    >>> float(shares.sum()), shares.standard_error.tolist()
+    (3.0, [0.1, 0.2])
     """
 
     standard_error: np.ndarray | None

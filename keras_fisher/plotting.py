@@ -1,7 +1,6 @@
 """The paper's kinds of figure, from the tables of `keras_fisher.logs`.
 
-    frame = keras_fisher.logs.read("logs")
-    keras_fisher.plotting.trace(frame, smooth=10)
+    keras_fisher.plotting.trace(keras_fisher.logs.read("logs"), smooth=10)
 
 Each function draws into the Matplotlib axes it is given, or into those of a
 new figure, and returns them. Legends stand to the right of the axes: figures
@@ -51,6 +50,10 @@ class RankCorrelation(NamedTuple):
         low: Lower end of the interval.
         high: Upper end of the interval.
         count: Number of pairs.
+
+    Example:
+    >>> keras_fisher.plotting.rank_correlation([1, 2, 3], [3, 2, 1]).count
+    3
     """
 
     correlation: float
@@ -77,6 +80,11 @@ def trace(
 
     Raises:
         ValueError: If no run has that curve, or `smooth` is not positive.
+
+    Example:
+    ```python
+    keras_fisher.plotting.trace(keras_fisher.logs.read("logs"), smooth=8)
+    ```
     """
     if smooth < 1:
         raise ValueError(f"smooth must be 1 or more. Received: {smooth!r}.")
@@ -114,6 +122,11 @@ def penalty_ratio(
 
     Raises:
         ValueError: If no run has that curve, or `smooth` is not positive.
+
+    Example:
+    ```python
+    keras_fisher.plotting.penalty_ratio(keras_fisher.logs.read("logs"))
+    ```
     """
     ax = trace(frame, tag=tags.RATIO, smooth=smooth, ax=ax)
     ax.set_ylabel(ax.get_ylabel().replace(tags.RATIO, "‖∇penalty‖ / ‖∇loss‖"))
@@ -144,6 +157,12 @@ def early_trace_against_accuracy(
     Raises:
         ValueError: If there is no such column, or fewer than three runs have
             both values.
+
+    Example:
+    ```python
+    runs = keras_fisher.logs.runs("logs")
+    keras_fisher.plotting.early_trace_against_accuracy(runs)
+    ```
     """
     for name in (trace, accuracy):
         if name not in runs:
@@ -199,6 +218,11 @@ def rank_correlation(
     Raises:
         ValueError: If `x` and `y` are not of one length, if fewer than three
             pairs are finite, or if `confidence` is not between 0 and 1.
+
+    Example:
+    >>> x, y = [1, 2, 3, 4], [1, 3, 2, 4]
+    >>> round(keras_fisher.plotting.rank_correlation(x, y).correlation, 3)
+    0.8
     """
     x, y = np.asarray(x, "float64"), np.asarray(y, "float64")
     if x.ndim != 1 or x.shape != y.shape:
@@ -241,6 +265,11 @@ def memorization(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 
     Raises:
         ValueError: If no run was trained with noise flags.
+
+    Example:
+    ```python
+    keras_fisher.plotting.memorization(keras_fisher.logs.read("logs"))
+    ```
     """
     curves = _curves(frame, _KINDS)
     line = _imported("matplotlib.lines").Line2D
@@ -288,6 +317,11 @@ def layer_heat_map(
 
     Raises:
         ValueError: If the shapes do not fit, or nothing was measured.
+
+    Example:
+    ```python
+    keras_fisher.plotting.layer_heat_map([0, 9], [[1.0], [3.0]], ["dense"])
+    ```
     """
     steps, traces = np.asarray(steps), np.asarray(traces, "float64")
     if not traces.size or traces.shape != (len(steps), len(layers)):
@@ -339,6 +373,12 @@ def trace_by_layer(
     Raises:
         ValueError: If no run was measured by layer or `run` was not, or if
             several were and `run` does not say which one to draw.
+
+    Example:
+    ```python
+    frame = keras_fisher.logs.read("logs")
+    keras_fisher.plotting.trace_by_layer(frame, frame["run"].iloc[0])
+    ```
     """
     points = frame[frame["tag"].str.startswith(tags.TRACE_BY_LAYER)]
     runs = sorted(points["run"].unique())

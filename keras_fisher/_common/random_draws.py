@@ -7,10 +7,8 @@ into other floats); everything here is built on them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 import random
 from typing import Any
-from typing import TypeAlias
 
 import keras
 import tensorflow as tf
@@ -22,8 +20,6 @@ _REPLICA_STRIDE = 0x3C6EF35F
 _OUTPUT_STRIDE = 0x510E527FADE682D1
 _PHILOX = 1
 _OTHER_STRIDE = 0x1F83D9ABFB41BD6B
-
-Shape: TypeAlias = Sequence[int | tf.Tensor] | tf.Tensor
 
 
 def generator(seed: int | None) -> keras.random.SeedGenerator:
@@ -158,9 +154,7 @@ def _key_and_counter(seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return words[:1], tf.stack([tf.zeros_like(words[1]), words[1]])
 
 
-def uniform(
-    shape: Shape, seed: tf.Tensor, dtype: tf.DType | str = tf.float32
-) -> tf.Tensor:
+def uniform(shape: Any, seed: tf.Tensor, dtype: Any = tf.float32) -> tf.Tensor:
     """Draws from the multiples of 2**-24 in [0, 1), the same in any dtype.
 
     Args:
@@ -170,6 +164,11 @@ def uniform(
 
     Returns:
         Tensor of the given shape and dtype.
+
+    Example:
+    >>> seed = tf.constant([0, 1], tf.int64)
+    >>> draws.uniform((3,), seed).shape
+    TensorShape([3])
     """
     leading = tf.bitwise.right_shift(
         _bits(shape, seed), tf.constant(8, tf.uint32)
@@ -182,25 +181,52 @@ def centred(shape: Any, seed: tf.Tensor) -> tf.Tensor:
     return uniform(shape, seed, tf.float64) + 2.0**-25
 
 
-def integers(
-    shape: Shape, bound: int | tf.Tensor, seed: tf.Tensor
-) -> tf.Tensor:
-    """Draws integers from 0 to `bound - 1`, each as likely as the others."""
+def integers(shape: Any, bound: int | tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Draws integers from 0 to `bound - 1`, each as likely as the others.
+
+    Args:
+        shape: Shape of the result.
+        bound: One more than the largest.
+        seed: An `int64` tensor of shape `(2,)`.
+
+    Example:
+    >>> seed = tf.constant([0, 1], tf.int64)
+    >>> draws.integers((3,), 10, seed).dtype
+    tf.int32
+    """
     bound = tf.cast(bound, tf.float64)
     return tf.cast(uniform(shape, seed, tf.float64) * bound, tf.int32)
 
 
-def gumbel(
-    shape: Shape, seed: tf.Tensor, dtype: tf.DType | str = tf.float32
-) -> tf.Tensor:
-    """Draws from the standard Gumbel distribution, finite values."""
+def gumbel(shape: Any, seed: tf.Tensor, dtype: Any = tf.float32) -> tf.Tensor:
+    """Draws from the standard Gumbel distribution, finite values.
+
+    Args:
+        shape: Shape of the result.
+        seed: An `int64` tensor of shape `(2,)`.
+        dtype: Of the result.
+
+    Example:
+    >>> seed = tf.constant([0, 1], tf.int64)
+    >>> draws.gumbel((3,), seed).shape
+    TensorShape([3])
+    """
     return tf.cast(-tf.math.log(-tf.math.log(centred(shape, seed))), dtype)
 
 
-def normal(
-    shape: Shape, seed: tf.Tensor, dtype: tf.DType | str = tf.float32
-) -> tf.Tensor:
-    """Draws from the standard normal distribution, finite values."""
+def normal(shape: Any, seed: tf.Tensor, dtype: Any = tf.float32) -> tf.Tensor:
+    """Draws from the standard normal distribution, finite values.
+
+    Args:
+        shape: Shape of the result.
+        seed: An `int64` tensor of shape `(2,)`.
+        dtype: Of the result.
+
+    Example:
+    >>> seed = tf.constant([0, 1], tf.int64)
+    >>> draws.normal((3,), seed).shape
+    TensorShape([3])
+    """
     return tf.cast(tf.math.ndtri(centred(shape, seed)), dtype)
 
 

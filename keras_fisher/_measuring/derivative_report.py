@@ -27,6 +27,12 @@ class DerivativeReport:
             functional model, through which a gradient flows: its `path`; its
             `verdict`, which is `"exact"`, `"differs"`, `"missing"` or
             `"undecided"`; and, for those that differ, the two figures.
+
+    Example:
+    ```python
+    report = keras_fisher.check_derivatives(model, x)
+    print(report.is_exact, report.layers)
+    ```
     """
 
     layers: tuple[LayerDerivatives, ...]

@@ -96,6 +96,12 @@ def hessian_trace(
     Raises:
         ValueError: If an argument is not as described, if there is no loss,
             or if the model has no trainable variable.
+
+    Example:
+    ```python
+    trace = keras_fisher.hessian_trace(model, x, y)
+    print(trace, trace.standard_error)
+    ```
     """
     checks.choice("by", by, _BY)
     keras_3.check_layer(model)

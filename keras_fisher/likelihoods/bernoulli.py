@@ -28,6 +28,12 @@ class Bernoulli(Likelihood):
 
     Args:
         from_logits: Whether outputs are logits rather than probabilities.
+
+    Example:
+    >>> likelihood = keras_fisher.likelihoods.Bernoulli(from_logits=True)
+    >>> y, outputs = tf.ones((1, 1)), tf.zeros((1, 1))
+    >>> round(float(likelihood.log_probability(y, outputs)[0, 0]), 4)
+    -0.6931
     """
 
     def __init__(self, from_logits: bool = True):

@@ -32,6 +32,12 @@ class Categorical(Likelihood):
         ignore_class: Class index that stands, in the data, where there is no
             label (padding): such positions do not count. The model may draw
             it elsewhere, if it is one of its classes.
+
+    Example:
+    >>> likelihood = keras_fisher.likelihoods.Categorical(from_logits=True)
+    >>> y, outputs = tf.constant([2]), tf.zeros((1, 4))
+    >>> round(float(likelihood.log_probability(y, outputs)[0]), 4)
+    -1.3863
     """
 
     def __init__(

@@ -25,6 +25,12 @@ class Gaussian(Likelihood):
 
     Args:
         stddev: The standard deviation σ, a positive number.
+
+    Example:
+    >>> likelihood = keras_fisher.likelihoods.Gaussian(stddev=1.0)
+    >>> y, outputs = tf.ones((1, 1)), tf.fill((1, 1), 2.0)
+    >>> round(float(likelihood.log_probability(y, outputs)[0, 0]), 4)
+    -1.4189
     """
 
     def __init__(self, stddev: float = 1.0):

@@ -28,6 +28,10 @@ class Joint(Likelihood):
 
     Raises:
         ValueError: If no output has a likelihood.
+
+    Example:
+    >>> keras_fisher.likelihoods.Joint(["mse", "bernoulli"])
+    Joint([Gaussian(stddev=1.0), Bernoulli(from_logits=True)], names=None)
     """
 
     def __init__(self, likelihoods: Any, names: list[str] | None = None):

@@ -25,6 +25,12 @@ class Laplace(Likelihood):
 
     Args:
         scale: The mean absolute error b, a positive number.
+
+    Example:
+    >>> likelihood = keras_fisher.likelihoods.Laplace(scale=1.0)
+    >>> y, outputs = tf.ones((1, 1)), tf.fill((1, 1), 2.0)
+    >>> round(float(likelihood.log_probability(y, outputs)[0, 0]), 4)
+    -1.6931
     """
 
     def __init__(self, scale: float = 1.0):

@@ -13,7 +13,15 @@ from keras_fisher.likelihoods.losses import likelihood_of
 
 
 def is_auto(identifier: Any) -> bool:
-    """Whether the likelihood is to be found from the compiled loss."""
+    """Whether the likelihood is to be found from the compiled loss.
+
+    Args:
+        identifier: What was given as `likelihood`.
+
+    Example:
+    >>> keras_fisher.likelihoods.is_auto("mse")
+    False
+    """
     return isinstance(identifier, str) and identifier == "auto"
 
 
@@ -35,6 +43,10 @@ def get(identifier: Any) -> Likelihood:
 
     Raises:
         ValueError: If nothing above fits.
+
+    Example:
+    >>> keras_fisher.likelihoods.get("mse")
+    Gaussian(stddev=1.0)
     """
     is_list = isinstance(identifier, (list, tuple))
     if (is_list or _is_by_name(identifier)) and len(identifier) > 1:
@@ -57,6 +69,10 @@ def of_model(identifier: Any, model: keras.layers.Layer) -> Likelihood:
     Raises:
         ValueError: If `get` raises it, if there are names that no output has,
             or with `"auto"`, if the model is not compiled, or without a loss.
+
+    Example:
+    >>> keras_fisher.likelihoods.of_model("gaussian", model)
+    Gaussian(stddev=1.0)
     """
     if is_auto(identifier):
         identifier = _own(model)

@@ -28,6 +28,12 @@ class Poisson(Likelihood):
     -log p(y|x) = λ - y log λ + log y! for each output λ = f(x), which is at
     least 0, as `keras.losses.Poisson` takes it: end the model with an `exp` or
     a `softplus`.
+
+    Example:
+    >>> likelihood = keras_fisher.likelihoods.Poisson()
+    >>> y, outputs = tf.ones((1, 1)), tf.fill((1, 1), 2.0)
+    >>> round(float(likelihood.log_probability(y, outputs)[0, 0]), 4)
+    -1.3069
     """
 
     def sample(self, outputs: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:

@@ -79,6 +79,14 @@ class Term:
             says nothing of Tr(F).
         squared_norm: ‖ĝ‖², the value over α, without a gradient. None if ĝ is
             not with respect to parameters, and so measures no step in them.
+
+    Example:
+    ```python
+    penalty = keras_fisher.FisherPenalty(alpha=0.1, bound=None)
+    likelihood = keras_fisher.likelihoods.Categorical(from_logits=True)
+    term = penalty(penalty.forward(network, x), likelihood)
+    print(float(term.value), term.traces)
+    ```
     """
 
     value: tf.Tensor
@@ -88,6 +96,18 @@ class Term:
 
 class Penalty(ReadOnce):
     """Base class: a squared norm of the gradient, scaled by α.
+
+    Example:
+    ```python
+    class FirstClassPenalty(keras_fisher.penalties.Penalty):
+        name = "first_class"
+
+        def labels(self, likelihood, outputs, y, seed):
+            return tf.zeros(tf.shape(outputs)[:1], tf.int64)
+
+
+    model = keras_fisher.FisherModel(network, FirstClassPenalty(alpha=0.1))
+    ```
 
     Args:
         alpha: α, a finite number of at least 0. Another number may be assigned

@@ -23,6 +23,12 @@ class FisherPenalty(Penalty):
     Matrix small. Source: Jastrzebski et al., *Catastrophic Fisher Explosion*,
     ICML 2021, section 4.
 
+
+    Example:
+    ```python
+    penalty = keras_fisher.FisherPenalty(alpha=0.3, every=10, bound=None)
+    model = keras_fisher.FisherModel(network, penalty=penalty)
+    ```
     """
 
     name = "fisher"
@@ -38,6 +44,12 @@ class GradientPenalty(Penalty):
 
     Source: Jastrzebski et al., ICML 2021, section 4.
 
+
+    Example:
+    ```python
+    penalty = keras_fisher.GradientPenalty(alpha=0.1)
+    model = keras_fisher.FisherModel(network, penalty=penalty)
+    ```
     """
 
     name = "gradient"
@@ -53,6 +65,12 @@ class UniformLabelPenalty(Penalty):
 
     Source: Jastrzebski et al., ICML 2021, section 4.
 
+
+    Example:
+    ```python
+    penalty = keras_fisher.UniformLabelPenalty(alpha=0.1)
+    model = keras_fisher.FisherModel(network, penalty=penalty)
+    ```
     """
 
     name = "uniform_label"
@@ -73,6 +91,12 @@ class InputGradientPenalty(Penalty):
 
     `exclude` has no effect, since the norm is not over variables.
 
+
+    Example:
+    ```python
+    penalty = keras_fisher.InputGradientPenalty(alpha=0.01)
+    model = keras_fisher.FisherModel(network, penalty=penalty)
+    ```
     """
 
     name = "input_gradient"
@@ -132,6 +156,10 @@ def get(identifier: Any) -> Penalty | None:
 
     Raises:
         ValueError: If nothing above fits.
+
+    Example:
+    >>> keras_fisher.penalties.get(0.3).alpha
+    0.3
     """
     if identifier is None or isinstance(identifier, Penalty):
         return identifier

@@ -19,6 +19,7 @@ _ROOT = pathlib.Path(__file__).parents[2]
 _BLOCK = re.compile(r"^( *)```python\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 # Data sets that only a machine with a network, or a download, has.
 _DOWNLOADED = re.compile(r'load\(\s*"(cifar10|tiny_imagenet)"')
+_READS_LOGS = re.compile(r"logs\.r(ead|uns)\(")
 # Pages of many epochs or compilations.
 _LONG = {"README.md", "docs/distribution.md", "docs/watching.md"}
 
@@ -120,7 +121,7 @@ def _write_earlier_runs() -> None:
 
 
 def _run(blocks: list[str], directory: pathlib.Path) -> None:
-    if any("logs.read(" in block for block in blocks):
+    if any(map(_READS_LOGS.search, blocks)):
         _write_earlier_runs()
     names = _what_readers_have()
     for block in blocks:
@@ -137,7 +138,17 @@ def test_pages_run(page, tmp_path, monkeypatch):
     _run(_PAGES[page], tmp_path)
 
 
-@pytest.mark.parametrize("name", _DOCSTRINGS)
+def _reads_logs(name: str) -> bool:
+    return any(map(_READS_LOGS.search, _DOCSTRINGS[name]))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(name for name in _DOCSTRINGS if not _reads_logs(name)),
+        *slow(filter(_reads_logs, _DOCSTRINGS)),
+    ],
+)
 def test_docstrings_run(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "agg")
