@@ -21,13 +21,15 @@ def of(model: keras.Model, batch_size: int | None = None) -> dict[str, Any]:
     Returns:
         Numbers, booleans and strings by name: `learning_rate`, `batch_size`,
         `alpha` (0 without a penalty), `penalty` and its other arguments,
-        `optimizer` and its other arguments, `model`, `parameters`,
+        `optimizer` and its other arguments, `model`, `parameters` (of a
+        network that is built),
         `loss_function`, `precision`, `trace_every`, `seed`.
     """
     network = model.model
     found = {
         "model": network.name,
-        "parameters": network.count_params(),
+        # Layers that were never called have none yet.
+        "parameters": network.count_params() if network.built else None,
         "precision": network.dtype_policy.name,
         "loss_function": _name(model.loss),
         "trace_every": model.trace_every,

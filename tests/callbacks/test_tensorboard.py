@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import written_curves
 
+import keras_fisher
+from keras_fisher import FisherModel
 from keras_fisher import FisherPenalty
 from keras_fisher.callbacks import EarlyPhase
 from keras_fisher.callbacks import FisherTensorBoard
@@ -227,3 +229,31 @@ def test_evaluation_alone_is_written_as_keras_does(tmp_path):
     )
     tag = "evaluation_loss_vs_iterations"
     assert len(written_curves.scalars(tmp_path / "validation", tag)) == 1
+
+
+class Plain(keras.Model):
+    """A network that nobody knows the parameters of before it is called."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(3)
+
+    def call(self, x):
+        return self.dense(x)
+
+
+@pytest.mark.parametrize(
+    "network", [lambda: keras.Sequential([keras.layers.Dense(3)]), Plain]
+)
+@pytest.mark.parametrize("eager", [False, True])
+def test_a_network_that_is_not_built_yet(network, eager, tmp_path):
+    model = FisherModel(network(), FisherPenalty(0.1), seed=0)
+    model.compile(
+        "sgd",
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        run_eagerly=eager,
+    )
+    written_curves.fit(model, [FisherTensorBoard(tmp_path / "run")])
+    [row] = keras_fisher.logs.runs(tmp_path).to_dict("records")
+    assert row["parameters"] == 6 * 3 + 3
+    assert row["peak_trace"] > 0
