@@ -10,7 +10,7 @@ export TFDS_DATA_DIR ?= $(CURDIR)/.data
 .PHONY: demo test test-all test-floor test-newest lint format clean reproduce \
     reproduce-images \
     benchmark benchmark-traces benchmark-accuracy benchmark-scaling \
-    gpu-programs gpu-check dist docs
+    gpu-programs gpu-check dist docs types
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py
@@ -123,6 +123,11 @@ $(VENV)/.installed: setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@
+
+# Whether types of public names are known, as far as they are ours.
+types: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet pyright
+	$(BIN)/python tools/check_types.py
 
 clean:
 	rm -rf $(VENV) .venv-floor .venv-newest \
