@@ -123,7 +123,9 @@ def test_a_schedule_of_the_optimizer_step_is_followed(
     # Exact in single precision, which schedules compute in.
     schedule = PolynomialDecay(0.5, 8, end_learning_rate=0.25)
     network = _network()
-    penalty = GradientPenalty(schedule, every=every, bound=bound)
+    penalty = GradientPenalty(
+        schedule, every=every, bound=bound, warmup_steps=0
+    )
     model = _compile(FisherModel(network, penalty), mode, steps)
     history = _fit(model, epochs=2)
     expected = _train_by_hand(
@@ -153,7 +155,7 @@ class _Assigns(keras.callbacks.Callback):
 @pytest.mark.parametrize("bound", [None, 1.0])
 def test_an_assigned_number_takes_effect_without_tracing(mode, bound):
     network = _network()
-    penalty = _Counted(0.25, bound=bound)
+    penalty = _Counted(0.25, bound=bound, warmup_steps=0)
     model = _compile(FisherModel(network, penalty, trace_every=None), mode)
     assert "fisher_alpha" not in _fit(model)
     traces = penalty.traces
