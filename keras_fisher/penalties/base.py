@@ -419,7 +419,8 @@ class Penalty(ReadOnce):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Penalty:
-        return cls(**config)
+        # Files of versions that knew neither go on as they were begun.
+        return cls(**{"bound": None, "warmup_steps": 0, **config})
 
     def __repr__(self) -> str:
         arguments = ", ".join(

@@ -16,7 +16,7 @@ from keras_fisher import GradientPenalty
 from keras_fisher import InputGradientPenalty
 from keras_fisher import likelihoods
 from keras_fisher._common import keras_layers
-from keras_fisher._derivatives.independence import examples_are_independent
+from keras_fisher._derivatives.independence import are_known_to_be_independent
 from keras_fisher.layers import FisherRegularization
 from keras_fisher.layers import Rematerialization
 
@@ -379,7 +379,7 @@ def test_hessian_traces_are_those_of_the_layer():
 )
 def test_whether_examples_are_independent_is_seen_through_it(layer, expected):
     wrapped = Rematerialization(layer)
-    assert examples_are_independent(wrapped) is expected
+    assert are_known_to_be_independent(wrapped) is expected
 
 
 def test_dtype_of_computation_is_seen_through_it():
