@@ -133,10 +133,8 @@ def test_graphs_know_the_functions_that_they_call():
 
 def test_no_other_private_name_is_used():
     """Attributes with an underscore that nothing of ours has defined."""
-    used, own = (
-        set(),
-        {"_asdict", "_fields"},
-    )  # of named tuples, which is public
+    # Those of named tuples are public.
+    used, own = set(), {"_asdict", "_fields"}
     for path in (_ROOT / "keras_fisher").rglob("*.py"):
         own.add(path.stem)
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
