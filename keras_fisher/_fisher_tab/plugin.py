@@ -1,6 +1,7 @@
 """The plugin that TensorBoard finds, and its addresses.
 
-The page computes nothing: it asks for tables and curves, and draws them.
+What is said of runs is computed here. The page draws it, and thins out curves
+to medians and quartiles.
 """
 
 from __future__ import annotations

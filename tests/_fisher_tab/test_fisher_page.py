@@ -238,6 +238,17 @@ def test_layers_are_shown_by_step(page, url, log_dir):
     tab.assert_clean(url)
 
 
+def test_the_step_and_the_runs_of_the_layers_are_chosen(page, url):
+    tab = _Tab(page, url, view="Layers", left="calm", right="steep")
+    tab.frame.get_by_role("slider", name="step").press("Home")
+    tab.frame.get_by_text("optimizer step 0", exact=True).wait_for()
+    page.wait_for_function("() => location.href.includes('%22at%22%3A0')")
+    tab.frame.get_by_label("right").select_option("calm")
+    tab.frame.locator("main[aria-busy=false] .sides > :only-child").wait_for()
+    assert len(tab.data(0)) == 1
+    tab.assert_clean(url)
+
+
 def test_memorization_shows_each_kind(page, url):
     tab = _Tab(page, url, view="Memorization")
     ends = {t["name"]: t["y"][-1] for t in tab.data()}

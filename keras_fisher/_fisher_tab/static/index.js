@@ -1,6 +1,6 @@
 // The Fisher tab: runs on the left, views on the right, its state in the URL.
 
-import { ask, colorsOf, element } from './page.js';
+import { ask, colorsOf, element, isDark } from './page.js';
 import * as views from './views.js';
 
 const VIEWS = {
@@ -82,7 +82,7 @@ class Page {
   }
 
   async redraw() {
-    document.body.classList.toggle('dark', window.parent.document.body.classList.contains('dark-mode'));
+    document.body.classList.toggle('dark', isDark());
     this.showRuns();
     this.showTabs();
     if (this.state.view !== 'Verdict' && !this.hasPlotly) {

@@ -1,6 +1,6 @@
 // What all views share: elements, numbers, colors, requests, charts.
 
-// As TensorBoard's, which have the same order of runs.
+// Of runs, in their order.
 const COLORS = [
   '#ff7043', '#0077bb', '#cc3311', '#33bbee', '#ee3377', '#009988', '#999933',
 ];
@@ -50,7 +50,7 @@ export async function ask(path, args = {}) {
 }
 
 export const isDark = () =>
-  (window.parent.document.body || document.body).classList.contains('dark-mode');
+  window.parent.document.body.classList.contains('dark-mode');
 
 /** Draws a chart that fits its element, with a label for screen readers. */
 export function draw(place, label, traces, layout = {}) {

@@ -11,19 +11,19 @@ function control(label, input, unit = '') {
   return element('label', {}, `${label} `, input, unit);
 }
 
-function choice(page, key, values) {
+function choice(page, key, values, chosen = page.state[key]) {
   const input = element(
     'select',
     { id: key, onchange: () => page.change({ [key]: input.value }) },
     ...values.map((value) =>
-      element('option', { value, selected: value === page.state[key] }, value)),
+      element('option', { value, selected: value === chosen }, value)),
   );
   return input;
 }
 
-function slider(page, key, low, high, onmove) {
+function slider(page, key, low, high, onmove, at = page.state[key]) {
   return element('input', {
-    id: key, type: 'range', min: low, max: high, value: page.state[key],
+    id: key, type: 'range', min: low, max: high, value: at,
     oninput: (event) => onmove(Number(event.target.value)),
     onchange: (event) => page.change({ [key]: Number(event.target.value) }),
   });
@@ -128,7 +128,8 @@ const MOST_BANDS = 8; // more hide each other, and take long to draw
 const BELOW = { 'fisher/ratio': 'ratio', 'fisher/penalty': 'penalty' };
 
 export async function showTrace(place, page) {
-  const runs = page.chosen.filter((run) => run.tags.includes(TRACE)).slice(0, MOST_CURVES);
+  const measured = page.chosen.filter((run) => run.tags.includes(TRACE));
+  const runs = measured.slice(0, MOST_CURVES);
   if (!runs.length) return missing(place, 'None of the chosen runs has measured Tr(F).');
   const curves = await Promise.all(runs.map(
     (run) => page.curves(run.run, [TRACE, 'fisher/early_trace', ...Object.keys(BELOW)])));
@@ -144,7 +145,7 @@ export async function showTrace(place, page) {
       showlegend: false,
     });
   };
-  const hidden = page.chosen.filter((run) => run.tags.includes(TRACE)).length - runs.length;
+  const hidden = measured.length - runs.length;
   place.replaceChildren(
     element('div', { class: 'controls' },
       control('measurements in a median', slider(page, 'smooth', 1, 50, redraw)),
@@ -186,8 +187,7 @@ function oneTrace(run, found, { below, smooth, bands, page }) {
       mode: 'lines', fill: 'toself', fillcolor: `${color}33`, line: { width: 0 }, hoverinfo: 'skip',
     });
   }
-  const { peak_trace: peak } = run.metrics;
-  const at = curve.steps[curve.values.indexOf(Math.max(...curve.values.filter((v) => v != null)))];
+  const { peak_trace: peak, peak_step: at } = run.metrics;
   traces.push({ x: [at], y: [peak], name: `${name}, peak`, mode: 'markers', marker: { color, size: 11, symbol: 'triangle-up' } });
   const early = found['fisher/early_trace'];
   if (early) {
@@ -282,9 +282,9 @@ export async function showLayers(place, page) {
   };
   place.replaceChildren(
     element('div', { class: 'controls' },
-      control('left', choice({ ...page, state: { left: sides[0] } }, 'left', names)),
-      control('right', choice({ ...page, state: { right: sides[1] } }, 'right', names)),
-      control('step', slider({ ...page, state: { at } }, 'at', 0, steps.length - 1, bars)), told),
+      control('left', choice(page, 'left', names, sides[0])),
+      control('right', choice(page, 'right', names, sides[1])),
+      control('step', slider(page, 'at', 0, steps.length - 1, bars, at)), told),
     element('div', { class: 'sides' }, ...places.map((pair) => element('div', {}, ...pair))),
   );
   found.forEach((each, i) => draw(places[i][0], `Tr(F) by layer and step of ${shownSides[i]}`, [{
