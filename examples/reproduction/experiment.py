@@ -185,6 +185,19 @@ def are_positive(texts: Sequence[str]) -> bool:
         return False
 
 
+def load_data(run: Run) -> common.Data:
+    """What a run trains on, and is tested on."""
+    return common.load_data(
+        run.dataset,
+        run.batch_size,
+        holdout=run.holdout,
+        label_noise=run.label_noise,
+        train_examples=run.train_examples,
+        augment=run.augment,
+        seed=run.seed,
+    )
+
+
 def train(run: Run, path: str, jit: bool | str = "auto") -> dict:
     """Trains a network, and saves it.
 
@@ -199,15 +212,7 @@ def train(run: Run, path: str, jit: bool | str = "auto") -> dict:
     """
     begin = time.perf_counter()
     keras.utils.set_random_seed(run.seed)
-    data = common.load_data(
-        run.dataset,
-        run.batch_size,
-        holdout=run.holdout,
-        label_noise=run.label_noise,
-        train_examples=run.train_examples,
-        augment=run.augment,
-        seed=run.seed,
-    )
+    data = load_data(run)
     network = common.build_network(run.model, data.input_shape, data.classes)
     trainer = _trainer(run, network)
     _compile(trainer, run, jit, steps_per_execution=len(data.train))

@@ -161,14 +161,7 @@ class Ranking(keras.callbacks.Callback):
 def rank(run: Run, moments: list[int]) -> dict:
     """Trains a network, and ranks its examples at the moments."""
     keras.utils.set_random_seed(run.seed)
-    data = common.load_data(
-        run.dataset,
-        run.batch_size,
-        label_noise=run.label_noise,
-        train_examples=run.train_examples,
-        augment=run.augment,
-        seed=run.seed,
-    )
+    data = experiment.load_data(run)
     network = common.build_network(run.model, data.input_shape, data.classes)
     penalty = None
     if run.method != "none":

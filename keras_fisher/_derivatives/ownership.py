@@ -28,18 +28,15 @@ from keras_fisher._derivatives.ownership_rules import NotClaimedError
 _EXAMPLES = 3
 
 
-def examples_own_rows(
-    layer: keras.layers.Layer, x: Any, training: bool = True
-) -> bool:
+def examples_own_rows(layer: keras.layers.Layer, x: Any) -> bool:
     """Whether each row of a model's outputs comes from its example alone.
 
-    Traces the model, and runs nothing of it.
+    Traces the model in training mode, and runs nothing of it.
 
     Args:
         layer: A built layer or model.
         x: Its inputs, or tensors like them: dense, with the batch as first
             axis of each, the other axes of known sizes.
-        training: The mode of the call.
 
     Returns:
         True if that is certain, and the call besides keeps no state (but that
@@ -51,7 +48,7 @@ def examples_own_rows(
     try:
         with tf.init_scope():
             graph, larger = (
-                _traced(layer, x, number, training)
+                _traced(layer, x, number)
                 for number in (_EXAMPLES, _EXAMPLES + 1)
             )
             owners = _owners(graph, larger)
@@ -67,13 +64,13 @@ def _has_rows(leaf: Any) -> bool:
     return bool(shape) and None not in tuple(shape)[1:]
 
 
-def _traced(layer, x: Any, examples: int, training: bool) -> tf.Graph:
+def _traced(layer, x: Any, examples: int) -> tf.Graph:
     """The graph of a call on so many examples."""
 
     def call(x):
         losses = len(layer.losses)
         with keras.StatelessScope() as scope:
-            outputs = keras.tree.flatten(layer(x, training=training))
+            outputs = keras.tree.flatten(layer(x, training=True))
             if len(layer.losses) > losses:
                 raise NotClaimedError("A loss is added.")
         if any(keras_layers.mask_of(output) is not None for output in outputs):
@@ -124,14 +121,10 @@ def _owners(graph: tf.Graph, larger: tf.Graph) -> dict:
         if operation.type == "Placeholder":
             for tensor in operation.outputs:
                 if tensor.ref() in given and tensor.dtype != tf.resource:
-                    owners[tensor.ref()] = _by_rows(tensor)
+                    owners[tensor.ref()] = _along(tensor.shape.as_list(), 0)
             continue
         _follow(operation, twin, owners, sizes)
     return owners
-
-
-def _by_rows(tensor: tf.Tensor) -> np.ndarray:
-    return _along(tensor.shape.as_list(), 0)
 
 
 def _along(shape: Sequence[int], axis: int) -> np.ndarray:

@@ -200,14 +200,18 @@ def _given_axis(operation, owners):
     return _spread(_reduced(owners[0], axes, keepdims=True), operation)
 
 
+def _one_a_row(owners: np.ndarray) -> np.ndarray:
+    """The one owner of each row, along the first axis."""
+    return _reduced(owners, tuple(range(1, owners.ndim)), keepdims=True)
+
+
 def _of_rows(position: int, operation, owners):
     """What treats each row by itself, as convolutions do with images."""
     if any(o is not None for i, o in enumerate(owners) if i != position):
         raise NotClaimedError(f"{operation.type} has a kernel of an example.")
-    own = owners[position]
-    rows = _reduced(own, tuple(range(1, own.ndim)), keepdims=True)
+    rows = _one_a_row(owners[position])
     ranks = {output.shape.rank for output in operation.outputs}
-    if ranks != {own.ndim}:
+    if ranks != {rows.ndim}:
         raise NotClaimedError(f"{operation.type} has no rows.")
     return _spread(rows, operation)
 
@@ -215,18 +219,14 @@ def _of_rows(position: int, operation, owners):
 def _normalization(operation, owners):
     if operation.get_attr("is_training"):
         raise NotClaimedError("Batch normalization goes over the batch.")
-    own, shapes = owners[0], [t.shape.as_list() for t in operation.outputs]
-    rows = _of_rows_alone(own)
     if any(owner is not None for owner in owners[1:]):
         raise NotClaimedError("The statistics are of an example.")
+    first, *others = [t.shape.as_list() for t in operation.outputs]
     # The other outputs are the statistics that went in.
-    return [np.broadcast_to(rows, shapes[0])] + [
-        np.zeros(shape, np.int32) for shape in shapes[1:]
+    return [
+        np.broadcast_to(_one_a_row(owners[0]), first),
+        *(np.zeros(shape, np.int32) for shape in others),
     ]
-
-
-def _of_rows_alone(own: np.ndarray) -> np.ndarray:
-    return _reduced(own, tuple(range(1, own.ndim)), keepdims=True)
 
 
 def _gather(operation, owners):
