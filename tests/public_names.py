@@ -31,7 +31,7 @@ def all_names() -> list[str]:
                 continue
             names.append(f"keras_fisher.{module_name}.{name}")
             known.add(id(getattr(module, name)))
-    for name in {*keras_fisher.__all__} - {*MODULES}:
+    for name in sorted({*keras_fisher.__all__} - {*MODULES}):
         if id(getattr(keras_fisher, name)) not in known:
             names.append(f"keras_fisher.{name}")
     return names
