@@ -107,10 +107,15 @@ class Experiment:
         """In the order of the reader, so that it is the same for all runs."""
         return [*dict.fromkeys(itertools.chain(*self._tags.values()))]
 
-    def runs(self) -> list[dict[str, Any]]:
+    def runs(self, read_curves: bool = True) -> list[dict[str, Any]]:
         """A row for each run: its name, hyperparameters, metrics and tags.
 
         And the last step of Tr(F), that one can see that there is more to draw.
+
+        Args:
+            read_curves: Whether to look for peaks in curves that have grown,
+                which takes a while if they are many and long. Otherwise those
+                that are known are told.
         """
         parts: dict[str, dict[str, str]] = {}
         for directory in {*self._tags, *(given := self._hyperparameters())}:
@@ -123,7 +128,7 @@ class Experiment:
             plugin_name=scalar_metadata.PLUGIN_NAME,
             run_tag_filter=provider_lib.RunTagFilter(tags=wanted),
         )
-        peaks = self._peaks()
+        peaks = self._peaks(read_curves)
         return [
             {
                 "run": run,
@@ -190,19 +195,23 @@ class Experiment:
             "values": [[row.get(step) for step in steps] for row in rows],
         }
 
-    def _peaks(self) -> dict[str, Peak]:
+    def _peaks(self, read_curves: bool) -> dict[str, Peak]:
         """The peak of Tr(F) in each directory that has the curve."""
         known, eid = self._peaks_known, self._of["experiment_id"]
         grown = [
             name
             for name, end in self._ends.items()
-            if known.get((eid, name), (None,))[0] != end
+            if read_curves and known.get((eid, name), (None,))[0] != end
         ]
         points = self._read([tags.TRACE], grown) if grown else {}
         for name in grown:
             peak = _peak(points.get(name, {}).get(tags.TRACE, ()))
             known[eid, name] = self._ends[name], peak
-        return {name: known[eid, name][1] for name in self._ends}
+        return {
+            name: known[eid, name][1]
+            for name in self._ends
+            if (eid, name) in known
+        }
 
     def _read(self, wanted: Iterable[str], directories=None) -> Mapping:
         runs_and_tags = provider_lib.RunTagFilter(

@@ -79,7 +79,8 @@ class FisherTab(base_plugin.TBPlugin):
         )
 
     def _runs(self, request):
-        rows = self._experiment(request).runs()
+        wants_all = request.args.get("peaks") != "known"
+        rows = self._experiment(request).runs(read_curves=wants_all)
         return {
             "runs": rows,
             "threshold": experiment.threshold(rows),

@@ -114,6 +114,11 @@ class _Tab:
             " x: [...t.x], y: [...t.y], z: t.z && t.z.map((r) => [...r])}))"
         )
 
+    def marked(self, which):
+        """The step at which a heat map has its line."""
+        chart = self.frame.locator(".js-plotly-plot").nth(which)
+        return chart.evaluate("(chart) => chart.layout.shapes[0].x0")
+
     def assert_clean(self, url):
         assert not self.wrong, self.wrong
         left = [
@@ -235,6 +240,7 @@ def test_layers_are_shown_by_step(page, url, log_dir):
     )
     tab.frame.get_by_text("optimizer step 0", exact=True).wait_for()
     assert len(tab.requests) == asked
+    assert [tab.marked(which) for which in (0, 2)] == [0, 0]
     tab.assert_clean(url)
 
 
@@ -301,7 +307,7 @@ def test_without_plotly_the_tab_says_what_to_install(page, url):
         there = route.fetch().json()
         route.fulfill(json={**there, "has_plotly": False})
 
-    page.route("**/fisher/runs", answer)
+    page.route("**/fisher/runs*", answer)
     try:
         tab = _Tab(page, url, threshold=10)
         assert "2 of 3 runs exploded" in tab.text()
@@ -310,7 +316,7 @@ def test_without_plotly_the_tab_says_what_to_install(page, url):
             assert 'pip install "keras_fisher[plot]"' in tab.text()
         tab.assert_clean(url)
     finally:
-        page.unroute("**/fisher/runs")
+        page.unroute("**/fisher/runs*")
 
 
 @pytest.mark.slow

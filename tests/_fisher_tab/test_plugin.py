@@ -123,6 +123,20 @@ def test_the_peak_is_where_the_curve_is_largest(server, log_dir):
     assert row["metrics"]["peak_step"] == at
 
 
+def test_the_first_table_does_not_wait_for_peaks(log_dir):
+    server = _Server(log_dir)
+    full = ("peak_trace", "peak_step")
+
+    def of_half(**query):
+        rows = server.ask("/runs", **query)["runs"]
+        [row] = [row for row in rows if row["run"] == "half"]
+        return {name: row["metrics"].get(name) for name in full}
+
+    assert of_half(peaks="known") == {"peak_trace": None, "peak_step": None}
+    assert of_half() == {"peak_trace": 8.0, "peak_step": 2}
+    assert of_half(peaks="known") == {"peak_trace": 8.0, "peak_step": 2}
+
+
 def test_a_curve_without_a_finite_point_has_no_peak(tmp_path):
     with _writer(tmp_path / "train").as_default():
         for step, value in enumerate([np.nan, np.inf]):

@@ -59,11 +59,17 @@ class Page {
     await this.show();
   }
 
+  /** The table does not wait for what takes long: the peaks of long curves. */
   async load() {
-    const { runs, has_plotly: hasPlotly, threshold } = await ask('./runs');
+    if (!this.text) await this.take(await ask('./runs', { peaks: 'known' }), false);
+    await this.take(await ask('./runs'), true);
+  }
+
+  async take({ runs, has_plotly: hasPlotly, threshold }, isAll) {
     this.threshold = threshold;
+    this.isAll = isAll;
     const text = JSON.stringify(runs);
-    if (text === this.text || isEditing()) return;
+    if (text === this.text || isEditing()) return this.showBusy(false);
     this.text = text;
     this.runs = runs;
     this.colors = colorsOf(runs);
@@ -93,7 +99,7 @@ class Page {
     // What comes late may not overwrite what is newer.
     const number = (this.number = (this.number || 0) + 1);
     const place = element('div', {});
-    this.place.setAttribute('aria-busy', 'true');
+    this.showBusy(true);
     if (this.state.view !== 'Verdict') this.place.replaceChildren('Loading …');
     try {
       if (this.state.view !== 'Verdict') await plotly();
@@ -103,8 +109,13 @@ class Page {
     } catch (error) {
       place.replaceChildren(element('p', { class: 'missing', role: 'alert' }, error.message));
     } finally {
-      if (number === this.number) this.place.setAttribute('aria-busy', 'false');
+      if (number === this.number) this.showBusy(false);
     }
+  }
+
+  /** Busy until all is drawn, and all is known. */
+  showBusy(isDrawing) {
+    this.place.setAttribute('aria-busy', String(isDrawing || !this.isAll));
   }
 
   showTabs() {

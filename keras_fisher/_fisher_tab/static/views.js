@@ -267,6 +267,7 @@ export async function showLayers(place, page) {
   const range = [Math.min(...all), Math.max(...all)];
   const bars = (k) => {
     told.textContent = `optimizer step ${steps[k]}`;
+    for (const [chart] of places) mark(chart, steps[k]);
     const columns = found.map((each) => {
       const column = each.steps.findLastIndex((step) => step <= steps[k]);
       return each.values.map((row) => row[column]);
@@ -296,6 +297,12 @@ export async function showLayers(place, page) {
     xaxis: { title: { text: 'optimizer step' } }, yaxis: { autorange: 'reversed' },
   }));
   bars(at);
+}
+
+/** A line at a step of a chart that is drawn. */
+function mark(chart, step) {
+  const shapes = [{ type: 'line', x0: step, x1: step, y0: 0, y1: 1, yref: 'paper', line: { color: '#ff7043', width: 2 } }];
+  return window.Plotly.relayout(chart, { shapes });
 }
 
 // Memorization: what is learned of labels that are wrong.
