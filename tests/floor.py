@@ -20,10 +20,12 @@ def _setup() -> configparser.ConfigParser:
 
 
 def lowest() -> list[str]:
-    """Requirements like `keras==3.12.0`, of those that have a lower bound."""
+    """Requirements like `keras==3.12`, of those that have a lower bound."""
     lines = _setup()["options"]["install_requires"].splitlines()
     # 3.12 stands for 3.12.0.
-    return [line.replace(">=", "==") for line in lines if ">=" in line]
+    declared = [line.replace(">=", "==") for line in lines if ">=" in line]
+    # TensorBoard 2.20 imports pkg_resources, and does not say so.
+    return [*declared, "setuptools<81"]
 
 
 def of_extra(name: str) -> list[str]:
