@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import contextlib
 import dataclasses
 import functools
@@ -10,6 +11,7 @@ import os
 import sys
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 import keras_fisher
@@ -41,13 +43,17 @@ class Data:
     """The batches of one training run.
 
     Attributes:
-        train: What to train on, in a new order each epoch.
+        train: What to train on, in a new order each epoch. A process that
+            goes on with a run begins again with the order of the first.
+        of_epoch: Function of the number of an epoch, from 0 on: the same, in
+            an order, and with an augmentation, that the number alone decides.
         examples: The same examples in one order and all of them, to measure.
         test: The test set, or what was held out for validation.
         classes: Number of classes.
     """
 
     train: tf.data.Dataset
+    of_epoch: Callable[[int], tf.data.Dataset]
     examples: tf.data.Dataset
     test: tf.data.Dataset
     classes: int
@@ -98,20 +104,52 @@ def load_data(
     size = info.splits["train"].num_examples
     train, test = (part.with_options(_options()) for part in (train, test))
     train, test = _cached(train), _cached(test.batch(batch_size))
-    shuffled = train.shuffle(min(size, 50_000), seed=seed)
-    if augment:
-        height = train.element_spec[0].shape[0]
-        shuffled = keras_fisher.datasets.augment(
-            shuffled, padding=height // 8, seed=seed
-        )
-    return Data(
+
+    def batches(seed):
+        shuffled = train.shuffle(min(size, 50_000), seed=seed)
+        if augment:
+            height = train.element_spec[0].shape[0]
+            shuffled = keras_fisher.datasets.augment(
+                shuffled, padding=height // 8, seed=seed
+            )
         # A smaller last batch would be penalized more: alpha acts as alpha/B.
-        train=shuffled.batch(batch_size, drop_remainder=True).prefetch(
+        return shuffled.batch(batch_size, drop_remainder=True).prefetch(
             tf.data.AUTOTUNE
-        ),
+        )
+
+    return Data(
+        train=batches(seed),
+        of_epoch=lambda epoch: batches(_seed_of_epoch(seed, epoch)),
         examples=train.batch(batch_size).prefetch(tf.data.AUTOTUNE),
         test=test.prefetch(tf.data.AUTOTUNE),
         classes=classes,
+    )
+
+
+def _seed_of_epoch(seed: int, epoch: int) -> int:
+    return int(np.random.default_rng([seed, epoch]).integers(2**31))
+
+
+def by_step(data: Data, model: keras.Model) -> tf.data.Dataset:
+    """What to train on, in an order that goes by the optimizer's step.
+
+    A run that goes on from a backup sees what it would have seen without the
+    interruption.
+    """
+    length = int(data.train.cardinality())
+
+    def batches():
+        # Read as an iteration begins: `fit` may iterate ahead of an epoch.
+        step = int(keras.ops.convert_to_numpy(model.optimizer.iterations))
+        yield from data.of_epoch(step // length).as_numpy_iterator()
+
+    return (
+        tf.data.Dataset.from_generator(
+            batches, output_signature=data.train.element_spec
+        )
+        .apply(tf.data.experimental.assert_cardinality(length))
+        .with_options(_options())
+        .prefetch(tf.data.AUTOTUNE)
     )
 
 

@@ -199,27 +199,14 @@ def compiled_model(data: common.Data) -> keras_fisher.FisherModel:
     return model
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"Unknown arguments: {argv[1:]}. See --help.")
-    strategy = common.strategy(_STRATEGY.value, _CPU_DEVICES.value)
-    keras.utils.set_random_seed(_SEED.value)
-    data = common.load_data(
-        settings.DATASET.value,
-        settings.BATCH_SIZE.value,
-        label_noise=_LABEL_NOISE.value,
-        train_examples=settings.TRAIN_EXAMPLES.value,
-        augment=settings.AUGMENT.value,
-        seed=_SEED.value,
-    )
-    with strategy.scope():
-        model = compiled_model(data)
+def callbacks(data: common.Data) -> list[keras.callbacks.Callback]:
+    """What looks on, the early phase first."""
     early = keras_fisher.callbacks.EarlyPhase(
         "accuracy", settings.EARLY_ACCURACY.value
     )
-    callbacks = [early]
+    found = [early]
     if _LOG_DIR.value:
-        callbacks.append(
+        found.append(
             keras_fisher.callbacks.FisherTensorBoard(
                 _LOG_DIR.value,
                 early_phase=early,
@@ -232,14 +219,30 @@ def main(argv: list[str]) -> None:
         )
     if _BACKUP_DIR.value:
         # The last, so that no backup is ahead of the curves.
-        callbacks.append(
-            keras_fisher.callbacks.BackupAndRestore(_BACKUP_DIR.value)
-        )
+        found.append(keras_fisher.callbacks.BackupAndRestore(_BACKUP_DIR.value))
+    return found
+
+
+def trained() -> keras_fisher.FisherModel:
+    """The model of `compiled_model`, trained; prints what came of it."""
+    strategy = common.strategy(_STRATEGY.value, _CPU_DEVICES.value)
+    keras.utils.set_random_seed(_SEED.value)
+    data = common.load_data(
+        settings.DATASET.value,
+        settings.BATCH_SIZE.value,
+        label_noise=_LABEL_NOISE.value,
+        train_examples=settings.TRAIN_EXAMPLES.value,
+        augment=settings.AUGMENT.value,
+        seed=_SEED.value,
+    )
+    with strategy.scope():
+        model = compiled_model(data)
+    early, *others = callbacks(data)
     model.fit(
-        data.train,
+        common.by_step(data, model) if _BACKUP_DIR.value else data.train,
         validation_data=data.test,
         epochs=settings.EPOCHS.value,
-        callbacks=callbacks,
+        callbacks=[early, *others],
         shuffle=False,  # the data set does
     )
     results = model.evaluate(data.test, return_dict=True, verbose=0)
@@ -248,6 +251,13 @@ def main(argv: list[str]) -> None:
         f"peak Tr(F): {early.peak_trace:.4g} (step {early.peak_step})"
     )
     print(f"Test accuracy: {100 * results['accuracy']:.1f} %")
+    return model
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"Unknown arguments: {argv[1:]}. See --help.")
+    trained()
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import common
+import keras
+import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -60,3 +62,33 @@ def test_held_out_examples_are_of_the_training_set():
     assert share == pytest.approx(0.25, abs=0.01)
     assert not kept & held_out
     assert not held_out & examples(whole.test)
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_the_order_of_an_epoch_goes_by_the_step(augment):
+    def batches_at(steps):
+        """All batches of passes that begin at some steps, in a new process."""
+        data = common.load_data("digits", 256, augment=augment, seed=3)
+        model = keras.Sequential([keras.Input((1,))])
+        model.compile(keras.optimizers.SGD())
+        dataset, passes = common.by_step(data, model), []
+        assert int(dataset.cardinality()) == 5
+        iter(dataset)  # one that nobody reads, as in Keras
+        for step in steps:
+            model.optimizer.iterations.assign(step)
+            x, y = zip(*dataset.as_numpy_iterator(), strict=True)
+            passes.append((np.concatenate(x), np.concatenate(y)))
+        return passes
+
+    whole, resumed = batches_at([0, 5, 10]), batches_at([10, 5])
+    for (x, y), (expected_x, expected_y) in zip(resumed, [whole[2], whole[1]]):
+        np.testing.assert_array_equal(x, expected_x)
+        np.testing.assert_array_equal(y, expected_y)
+    first, second = whole[0][1], whole[1][1]
+    assert np.any(first != second), "the same order in each epoch"
+    if not augment:
+        everyone = common.load_data("digits", 256).examples.unbatch()
+        known = {x.tobytes() for x, _ in everyone.as_numpy_iterator()}
+        seen = [x.tobytes() for x in whole[1][0]]
+        assert len({*seen}) == 5 * 256
+        assert {*seen} <= known

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
+import signal
 import subprocess
 import sys
 
 import clusters
+import numpy as np
 import pytest
 import scripts
 from tensorboard.backend.event_processing import event_accumulator
@@ -48,37 +51,73 @@ def test_what_replicas_cannot_do_is_refused(flag, data_dir):
     assert "Epoch" not in result.stdout
 
 
+# Trains with the functions of the script, in a process that ends at a step.
+_UNTIL = """
+import os, signal, sys
+from absl import flags
+import keras, numpy as np
+import train
+
+class Kill(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        step = keras.ops.convert_to_numpy(self.model.optimizer.iterations)
+        if step >= float(sys.argv[2]):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+flags.FLAGS(["train.py", *sys.argv[3:]])
+of_script = train.callbacks
+train.callbacks = lambda data: [*of_script(data), Kill()]
+np.savez(sys.argv[1], *train.trained().get_weights())
+"""
+
+
+def _weights_of_train(path, kills, *flags, data_dir):
+    """The weights at the end, of runs killed at some steps and a last one."""
+    for step in (*kills, math.inf):
+        assert not path.exists(), "there was no kill"
+        result = subprocess.run(
+            [sys.executable, "-c", _UNTIL, str(path), str(step), *flags],
+            env=os.environ
+            | {
+                "TFDS_DATA_DIR": str(data_dir),
+                "PYTHONPATH": f"{scripts.ROOT}:{scripts.ROOT / 'examples'}",
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        expected = 0 if step == math.inf else -signal.SIGKILL
+        assert result.returncode == expected, result.stderr
+    with np.load(path) as weights:
+        return list(weights.values()), result.stdout
+
+
 @pytest.mark.slow
-def test_a_killed_run_goes_on_from_its_backup(data_dir, tmp_path):
-    flags = [
-        "--model=mlp",
-        "--dataset=digits",
-        "--epochs=40",
-        f"--backup_dir={tmp_path / 'backup'}",
-    ]
-    with subprocess.Popen(
-        [sys.executable, str(scripts.ROOT / "examples/train.py"), *flags],
-        env=os.environ
-        | {"TFDS_DATA_DIR": str(data_dir), "PYTHONPATH": str(scripts.ROOT)},
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        for line in process.stdout:
-            if "Epoch 3/" in line:
-                break
-        process.kill()
-    backups = sorted(os.listdir(tmp_path / "backup"))
-    assert "epoch-2" in backups
-    result = scripts.run("train.py", *flags, data_dir=data_dir)
-    assert result.returncode == 0, result.stderr
-    epochs = [
-        int(line.split()[1].split("/")[0])
-        for line in result.stdout.splitlines()
-        if line.startswith("Epoch")
-    ]
-    assert epochs[0] >= 3
-    assert epochs[-1] == 40
-    assert os.listdir(tmp_path / "backup") == []
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--penalty=fisher", "--every=4"],
+        ["--augment", "--label_noise=0.2", "--steps_per_execution=2"],
+        ["--strategy=mirrored", "--cpu_devices=2"],
+    ],
+)
+def test_a_killed_run_goes_on_as_one_never_killed(flags, data_dir, tmp_path):
+    flags = ["--model=mlp", "--dataset=digits", "--epochs=4", *flags]
+    runs = []
+    for name, kills in {"whole": (), "killed": (14, 38)}.items():  # of 44
+        backup = tmp_path / f"backup of {name}"
+        weights, output = _weights_of_train(
+            tmp_path / f"{name}.npz",
+            kills,
+            *flags,
+            f"--backup_dir={backup}",
+            data_dir=data_dir,
+        )
+        assert ("Epoch 1/" in output) == (not kills)
+        assert os.listdir(backup) == []
+        runs.append(weights)
+    for weights, expected in zip(*runs, strict=True):
+        np.testing.assert_array_equal(weights, expected)
 
 
 def test_train_by_replicas_learns(data_dir):

@@ -60,7 +60,7 @@ def test_area_is_the_share_of_pairs_in_the_right_order(monkeypatch):
     x = np.zeros((6, 3), np.float32)
     y = {"label": np.zeros(6, np.int64), "is_noisy": is_noisy}
     examples = tf.data.Dataset.from_tensors((x, y))
-    data = common.Data(examples, examples, examples, 4)
+    data = common.Data(examples, lambda _: examples, examples, examples, 4)
     monkeypatch.setattr(noisy_labels, "scores", lambda *args: {"loss": values})
     run = experiment.from_flags(learning_rate=0.1)
     ranking = noisy_labels.Ranking(None, data, run, {2})
