@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from collections.abc import Iterator
 import itertools
 import time
@@ -15,6 +14,7 @@ import tensorflow as tf
 from keras_fisher._common import checks
 from keras_fisher._common import examples as examples_lib
 from keras_fisher._common import preprocessing
+from keras_fisher._measuring import streams
 
 # Shorter work shows no progress bar.
 _SECONDS_WITHOUT_BAR = 2.0
@@ -67,26 +67,23 @@ class Batches:
             steps = checks.integer("steps", steps, 1)
         self._verbose = verbose
         self._preprocess = preprocessing.of_model(model)
-        if isinstance(x, _STREAMS):
-            if y is not None or batch_size is not None:
-                raise ValueError(
-                    "A data set brings its own labels and batches. Received "
-                    "`y` or `batch_size` beside it. Leave them out, and "
-                    "`batch()` the data set."
-                )
-            self._source, self._count = _stream(x, steps)
-        else:
-            self._source, self._count = _cut((x, y), batch_size)
-        self._steps = steps
-        if None not in (steps, self._count):
-            self._count = min(steps, self._count)
+        stream = streams.of(x, steps)
+        if stream is None:
+            stream = _cut((x, y), batch_size, steps)
+        elif y is not None or batch_size is not None:
+            raise ValueError(
+                "A data set brings its own labels and batches. Received "
+                "`y` or `batch_size` beside it. Leave them out, and "
+                "`batch()` the data set."
+            )
+        self._source, self._count = stream
         self._read = self._batches()
         self.first = next(self._read, None)
         if self.first is None:
             raise ValueError("There is no example to measure on.")
 
     def _batches(self) -> Iterator[tuple]:
-        for element in itertools.islice(self._source(), self._steps):
+        for element in self._source():
             element = keras.utils.unpack_x_y_sample_weight(element)
             if self._preprocess is not None:
                 element = keras.utils.unpack_x_y_sample_weight(
@@ -121,54 +118,29 @@ class Batches:
                 bar = keras.utils.Progbar(self._count, unit_name="batch")
             if bar is not None:
                 bar.update(done, finalize=done == self._count)
-        if bar is not None and self._count is None:
+        if bar is not None and done != self._count:
             bar.update(done, finalize=True)
 
 
-# What brings its own batches.
-_STREAMS = (tf.data.Dataset, keras.utils.PyDataset, Iterator)
-
-
-def _stream(x: Any, steps: int | None) -> tuple[Callable, int | None]:
-    """A function that begins to read, and the number of batches if known."""
-    if isinstance(x, tf.data.Dataset):
-        count = int(x.cardinality())
-        is_endless = count == tf.data.INFINITE_CARDINALITY
-        source = x.__iter__
-    elif isinstance(x, keras.utils.PyDataset):
-        count = x.num_batches
-        is_endless = count is None
-
-        def source():
-            numbers = itertools.count() if count is None else range(count)
-            return (x[i] for i in numbers)
-    else:
-        count, is_endless = None, True
-        kept = list(itertools.islice(x, steps)) if steps else []
-        source = kept.__iter__
-    if is_endless and steps is None:
-        raise ValueError(
-            "It is not known that the data ever end. Received: "
-            f"{type(x).__name__} without `steps`. Pass `steps=`, the number "
-            "of batches to measure on."
-        )
-    return source, steps if is_endless else count if count >= 0 else None
-
-
-def _cut(arrays: Any, batch_size: int | None) -> tuple[Callable, int]:
-    """As `_stream`, of arrays."""
+def _cut(
+    arrays: Any, batch_size: int | None, steps: int | None
+) -> streams.Stream:
+    """The first batches of arrays."""
     arrays = _tensors(arrays)
     examples = _common_size(arrays)
     size = batch_size or max(1, examples)
+    count = -(-examples // size)
+    if steps is not None:
+        count = min(steps, count)
 
-    def source():
-        for begin in range(0, examples, size):
-            if begin == 0 and size >= examples:
+    def begin():
+        for first in range(0, count * size, size):
+            if first == 0 and size >= examples:
                 yield arrays
             else:
-                yield rows(arrays, begin, min(begin + size, examples))
+                yield rows(arrays, first, min(first + size, examples))
 
-    return source, -(-examples // size)
+    return streams.Stream(begin, count)
 
 
 def _tensors(structure: Any) -> Any:

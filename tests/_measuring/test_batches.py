@@ -58,6 +58,9 @@ def test_a_bar_counts_batches(known, capsys):
     assert ("3/3" if known else "3/Unknown") in capsys.readouterr().out
     _contents(Batches(dataset, verbose="auto"))
     assert capsys.readouterr().out == ""
+    # Where there are fewer than were asked for, the bar ends as well.
+    assert len(_contents(Batches(dataset, steps=5, verbose=1))) == 3
+    assert capsys.readouterr().out.endswith("\n")
 
 
 def test_long_work_shows_a_bar_by_itself(capsys, monkeypatch):
