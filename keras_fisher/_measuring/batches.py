@@ -33,9 +33,8 @@ class Batches:
     """Batches `(x, y, sample_weight)` of tensors, with a progress bar.
 
     Args:
-        x: Inputs with the examples as first axis of each; or a batched
-            `tf.data.Dataset` or `keras.utils.PyDataset`, which each iteration
-            reads once; or a generator of batches, which are kept.
+        x: Inputs with the examples as first axis of each; or batches, as
+            `streams.of` takes them, which each iteration reads once.
         y: Labels, or None.
         batch_size: Examples in a batch of arrays; None for all.
         steps: Batches to read; None for all.
@@ -154,13 +153,16 @@ def _tensor(a: Any) -> Any:
         a = a.tocoo()
         indices = np.stack([a.row, a.col], axis=1).astype("int64")
         return tf.sparse.reorder(tf.SparseTensor(indices, a.data, a.shape))
+    if hasattr(a, "detach"):  # One of PyTorch's tensors.
+        a = a.detach().cpu()
     try:
         return tf.convert_to_tensor(np.asarray(a))
     except (TypeError, ValueError) as error:
         raise ValueError(
             "Data are arrays, tensors, data frames, or lists or dicts of them; "
-            "a `tf.data.Dataset`, a `keras.utils.PyDataset` or a generator of "
-            f"batches. Received: {type(a).__name__}."
+            "a `tf.data.Dataset`, a `keras.utils.PyDataset`, a loader of "
+            "PyTorch or Grain, or a generator of batches. Received: "
+            f"{type(a).__name__}."
         ) from error
 
 

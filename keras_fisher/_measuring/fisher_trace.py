@@ -88,9 +88,10 @@ def fisher_trace(
         x: What `fit` takes: a batch or a longer array of inputs, dense,
             sparse (measured as dense by example) or ragged (with `"batch"`),
             a `pandas.DataFrame`, or a list or dict of these; or a batched
-            `tf.data.Dataset`, `keras.utils.PyDataset` or generator of `x`,
-            `(x, y)` or `(x, y, sample_weight)`, which is read once. Weights
-            are not used.
+            `tf.data.Dataset`, `keras.utils.PyDataset`,
+            `torch.utils.data.DataLoader`, data set or loader of Grain, or
+            generator of `x`, `(x, y)` or `(x, y, sample_weight)`, which is
+            read once. Weights are not used.
         y: Labels, if x is not a data set: for `"empirical"`, and for
             likelihoods that leave out positions without a label
             (`ignore_class`), which count if no labels are given.

@@ -68,7 +68,8 @@ def hessian_trace(
         model: A compiled Keras model, or any with `loss`.
         x: What `fit` takes: a batch or a longer array of inputs, dense,
             sparse or ragged, a `pandas.DataFrame`, or a list or dict of these;
-            or a batched `tf.data.Dataset`, `keras.utils.PyDataset` or
+            or a batched `tf.data.Dataset`, `keras.utils.PyDataset`,
+            `torch.utils.data.DataLoader`, data set or loader of Grain, or
             generator of `(x, y)` or `(x, y, sample_weight)`, which is read
             once for every eight probes; a generator's batches are kept.
         y: Labels, if x is not a data set.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Iterator
 import itertools
+import sys
 from typing import Any
 from typing import NamedTuple
 import warnings
@@ -35,8 +36,8 @@ def of(x: Any, steps: int | None = None) -> Stream | None:
     """The batches of a data set or generator; None of anything else.
 
     Args:
-        x: A `tf.data.Dataset`, a `keras.utils.PyDataset`, a generator, or
-            other data.
+        x: A `tf.data.Dataset`, a `keras.utils.PyDataset`, a `DataLoader` of
+            PyTorch, a data set or loader of Grain, a generator, or other data.
         steps: How many batches are wanted; None for all.
 
     Raises:
@@ -49,6 +50,12 @@ def of(x: Any, steps: int | None = None) -> Stream | None:
     elif isinstance(x, keras.utils.PyDataset):
         is_endless = x.num_batches is None
         found = Stream(lambda: _items(x), x.num_batches)
+    elif _is_of(x, "torch.utils.data", "DataLoader"):
+        found, is_endless = Stream(x.__iter__, _length(x)), False
+    elif _is_of(x, "grain", "DataLoader", "IterDataset", "MapDataset"):
+        is_endless = _length(x) == sys.maxsize
+        # Of those that it counts, a filter leaves out some.
+        found = Stream(x.__iter__, None)
     elif isinstance(x, Iterator):
         is_endless = True
         # Who reads them again finds them kept.
@@ -68,6 +75,20 @@ def of(x: Any, steps: int | None = None) -> Stream | None:
             "of batches to measure on."
         )
     return found if found.count is not None else _watched(found)
+
+
+def _is_of(x: Any, module: str, *names: str) -> bool:
+    """Whether `fit` takes it as one of a package that may not be there."""
+    imported = sys.modules.get(module)
+    classes = (getattr(imported, name, None) for name in names)
+    return isinstance(x, tuple(filter(None, classes)))
+
+
+def _length(x: Any) -> int | None:
+    try:
+        return len(x)
+    except TypeError:  # which those raise that do not know it
+        return None
 
 
 def _items(x: keras.utils.PyDataset) -> Iterator:

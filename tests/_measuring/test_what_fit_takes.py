@@ -14,6 +14,7 @@ import tensorflow as tf
 import training
 
 import keras_fisher
+from keras_fisher._measuring import streams
 
 _X = np.maximum(np.random.default_rng(0).normal(size=(24, 5)), 0)
 _X = _X.astype("float32")
@@ -126,6 +127,115 @@ def test_fewer_batches_than_there_are():
     assert _measures(model, _X, _Y, batch_size=8, steps=2) == pytest.approx(
         expected, 1e-5
     )
+
+
+# What is not TensorFlow's.
+
+
+def _torch_loader():
+    data = pytest.importorskip("torch.utils.data")
+    torch = pytest.importorskip("torch")
+    tensors = torch.from_numpy(_X), torch.from_numpy(_Y)
+    return data.DataLoader(data.TensorDataset(*tensors), batch_size=8)
+
+
+def _torch_stream():
+    """As `_torch_loader`, of examples that nobody has counted."""
+    data = pytest.importorskip("torch.utils.data")
+
+    class Examples(data.IterableDataset):
+        def __iter__(self):
+            return zip(_X, _Y, strict=True)
+
+    return data.DataLoader(Examples(), batch_size=8)
+
+
+def _grain_map():
+    grain = pytest.importorskip("grain")
+    return grain.MapDataset.source([*zip(_X, _Y, strict=True)]).batch(8)
+
+
+def _grain_loader():
+    grain = pytest.importorskip("grain")
+    return grain.DataLoader(
+        data_source=[*zip(_X, _Y, strict=True)],
+        operations=[grain.transforms.Batch(8)],
+        sampler=grain.samplers.IndexSampler(
+            len(_X),
+            shard_options=grain.sharding.NoSharding(),
+            num_epochs=1,
+        ),
+    )
+
+
+_LOADERS = {
+    "torch": (_torch_loader, 3),
+    "torch_iterable": (_torch_stream, None),
+    "grain_map": (_grain_map, None),
+    "grain_iter": (lambda: _grain_map().to_iter_dataset(), None),
+    "grain_loader": (_grain_loader, None),
+}
+
+
+@pytest.mark.parametrize("name", _LOADERS)
+def test_loaders_of_pytorch_and_grain(name):
+    make, count = _LOADERS[name]
+    model, loader = _network(), make()
+    expected = _measures(model, _X, _Y, batch_size=8)
+    assert _measures(model, loader) == pytest.approx(expected, rel=1e-5)
+    expected = _measures(model, _X[:16], _Y[:16], batch_size=8)
+    assert _measures(model, loader, steps=2) == pytest.approx(expected, 1e-5)
+    assert streams.of(loader).count == count
+    with pytest.raises(ValueError, match="brings its own labels"):
+        keras_fisher.fisher_trace(model, loader, _Y)
+
+
+@pytest.mark.parametrize("name", _LOADERS)
+def test_training_takes_them_as_those_of_tensorflow(name):
+    make, _ = _LOADERS[name]
+    found = []
+    for data in (make(), _DATA):
+        model = keras_fisher.FisherModel(_network(), 0.3, seed=0)
+        training.compiled(model, metrics=None, jit_compile=False)
+        logs = model.fit(data, shuffle=False, epochs=2, verbose=0).history
+        assert int(model.optimizer.iterations) == 6
+        found.append([*training.weights(model), logs["fisher_trace"]])
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_tensors_of_pytorch():
+    torch = pytest.importorskip("torch")
+    model = _network()
+    kwargs = dict(estimator="empirical", verbose=0)
+    expected = keras_fisher.fisher_trace(model, _X, _Y, **kwargs)
+    x, y = torch.from_numpy(_X).requires_grad_(), torch.from_numpy(_Y)
+    found = keras_fisher.fisher_trace(model, x, y, **kwargs)
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: _grain_map().repeat(),
+        lambda: _grain_map().repeat().filter(lambda batch: True),
+    ],
+)
+def test_endless_ones_of_grain_need_steps(make):
+    loader = make()
+    with pytest.raises(ValueError, match="without `steps`"):
+        keras_fisher.fisher_trace(_network(), loader)
+    found = keras_fisher.fisher_trace(_network(), loader, steps=3, seed=1)
+    expected = keras_fisher.fisher_trace(_network(), _DATA, seed=1)
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_what_grain_filters_out_is_not_measured():
+    loader = _grain_map().filter(lambda batch: batch[0][0, 0] != _X[8, 0])
+    left = np.r_[0:8, 16:24]
+    model = _network()
+    expected = _measures(model, _X[left], _Y[left], batch_size=8)
+    assert _measures(model, loader) == pytest.approx(expected, rel=1e-5)
 
 
 class Optional(keras.Model):
