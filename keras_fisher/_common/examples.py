@@ -42,6 +42,34 @@ def rows(x: Any, begin: Any, end: Any) -> Any:
     return apply(lambda tensor: _rows(tensor, begin, end), x)
 
 
+def one(x: Any, position: Any) -> Any:
+    """A batch of a single one."""
+
+    def alone(tensor):
+        if isinstance(tensor, tf.RaggedTensor):
+            return _counted(tensor[position : position + 1], 1)
+        return tensor[position][None]
+
+    return apply(alone, x)
+
+
+def with_again(x: Any, chosen: tf.Tensor) -> Any:
+    """All, and behind them some of them once more."""
+
+    def longer(tensor):
+        joined = tf.concat([tensor, tf.gather(tensor, chosen)], axis=0)
+        if isinstance(tensor, tf.RaggedTensor):
+            joined = _counted(joined, tensor.shape[0] + chosen.shape[0])
+        return joined
+
+    return apply(longer, x)
+
+
+def has_ragged(x: Any) -> bool:
+    """Whether examples are of different sizes."""
+    return any(isinstance(leaf, tf.RaggedTensor) for leaf in tensors(x))
+
+
 def turned(tensor: Any, first: tf.Tensor) -> Any:
     """All in their order from `first` on, the first after the last."""
     if isinstance(tensor, tf.Tensor):
@@ -61,6 +89,14 @@ def _rows(tensor: Any, begin: Any, end: Any) -> Any:
     start = tf.concat([[begin], tf.zeros_like(shape[1:])], axis=0)
     size = tf.concat([[end - begin], shape[1:]], axis=0)
     return _of_shape(tf.sparse.slice(tensor, start, size), tensor)
+
+
+def _counted(ragged: tf.RaggedTensor, count: int) -> tf.RaggedTensor:
+    """With the number of rows, which its operations lose."""
+    splits = tf.ensure_shape(ragged.row_splits, [count + 1])
+    return tf.RaggedTensor.from_row_splits(
+        ragged.values, splits, validate=False
+    )
 
 
 def _of_shape(sparse: tf.SparseTensor, like: tf.SparseTensor):

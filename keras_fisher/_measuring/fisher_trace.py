@@ -86,12 +86,12 @@ def fisher_trace(
         model: A Keras model, or any layer. Each of several outputs needs a
             likelihood; their log-likelihoods add up.
         x: What `fit` takes: a batch or a longer array of inputs, dense,
-            sparse (measured as dense by example) or ragged (with `"batch"`),
-            a `pandas.DataFrame`, or a list or dict of these; or a batched
-            `tf.data.Dataset`, `keras.utils.PyDataset`,
-            `torch.utils.data.DataLoader`, data set or loader of Grain, or
-            generator of `x`, `(x, y)` or `(x, y, sample_weight)`, which is
-            read once. Weights are not used.
+            sparse (measured as dense by example) or ragged (example after
+            example but with `"batch"`), a `pandas.DataFrame`, or a list or
+            dict of these; or a batched `tf.data.Dataset`,
+            `keras.utils.PyDataset`, `torch.utils.data.DataLoader`, data set
+            or loader of Grain, or generator of `x`, `(x, y)` or
+            `(x, y, sample_weight)`, which is read once. Weights are not used.
         y: Labels, if x is not a data set: for `"empirical"`, and for
             likelihoods that leave out positions without a label
             (`ignore_class`), which count if no labels are given.
@@ -209,6 +209,8 @@ class _Measure:
             x = examples_lib.apply(_dense, x)
         if self._classes is None:
             self._inspect(x)
+        if self._estimator.by_example and examples_lib.has_ragged(x):
+            per_example.check_alone(self._model(), x)
         if y is not None:
             given = structures.apply(lambda t: t.numpy(), y)
             self._likelihood.check_labels(given, self._classes)
@@ -308,9 +310,14 @@ class _Measure:
                 "pair_weights": batch.pair_weights(),
             }
 
+        is_ragged = examples_lib.has_ragged(x)
         return tf.function(
             measure,
-            jit_compile=function_cache.uses_xla(self._model()),
+            # XLA needs shapes, and those of ragged tensors are others in
+            # each batch.
+            jit_compile=function_cache.uses_xla(self._model())
+            and not is_ragged,
+            reduce_retracing=is_ragged,
             autograph=False,
         )
 
@@ -349,9 +356,7 @@ def _with_pairs(x: Any, seed: tf.Tensor) -> tuple[Any, tf.Tensor]:
     count = min(size, max(_LEAST_PAIRS, math.ceil(_SHARE_OF_PAIRS * size)))
     # Drawn with a seed that no labels are drawn with.
     rows = random_draws.permutation(size, seed - 1)[:count]
-    return examples_lib.apply(
-        lambda t: tf.concat([t, tf.gather(t, rows)], axis=0), x
-    ), rows
+    return examples_lib.with_again(x, rows), rows
 
 
 def _wanted(
@@ -376,14 +381,6 @@ def _given(y: Any) -> Any:
     return structures.apply(tf.convert_to_tensor, y)
 
 
-def _dense(x: Any) -> tf.Tensor:
+def _dense(x: Any) -> Any:
     """An input whose examples can be told apart in a graph."""
-    if isinstance(x, tf.SparseTensor):
-        return tf.sparse.to_dense(x)
-    if isinstance(x, tf.RaggedTensor):
-        raise ValueError(
-            "Gradients of single examples are not found for ragged tensors. "
-            f"Received: one of shape {tuple(x.shape)}. Use "
-            '`estimator="batch"`, or dense tensors with a mask.'
-        )
-    return x
+    return tf.sparse.to_dense(x) if isinstance(x, tf.SparseTensor) else x

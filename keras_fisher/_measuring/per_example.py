@@ -34,16 +34,25 @@ from keras_fisher._measuring.variable_uses import Layout
 # Examples that are compared with plain backpropagation, at most.
 _MOST_COMPARED = 4
 
+_NOT_ALONE = (
+    "The outputs for one example depend on the other examples of the batch, so "
+    "no example has a gradient of its own. Use "
+    '`estimator="batch"`, which needs none.'
+)
+
 
 def layout_for(layer: keras.layers.Layer, x: Any, training: bool) -> Layout:
     """Traces the model with one more example, and runs nothing.
 
     Args:
         layer: A built model.
-        x: Its inputs, with the batch as first axis of each, of known shapes.
+        x: Its inputs, with the batch as first axis of each, of known shapes
+            unless they are ragged.
         training: The mode of the call.
     """
     batch_size = examples_lib.tensors(x)[0].shape[0]
+    if examples_lib.has_ragged(x):
+        return Layout(batch_size, {})  # Nothing is read off the graph.
 
     @tf.function(autograph=False)
     def traced(x):
@@ -102,7 +111,10 @@ class Recording:
 
     def _analyse(self, recorded, layout, passes, one_by_one):
         varying = variable_uses.dependent_on(
-            examples_lib.tensors(recorded.x),
+            # The values of ragged ones, and their splits.
+            tf.nest.flatten(
+                examples_lib.tensors(recorded.x), expand_composites=True
+            ),
             self.outputs.graph.get_operations(),
         )
         _check_statistics(self._layer, recorded.scope, varying)
@@ -222,7 +234,7 @@ class Recording:
     def _one_alone(self, i, cotangent) -> list:
         """The gradients of example i, from a batch of it alone."""
         weights = [self._weights[k] for k in self.slow]
-        x = examples_lib.apply(lambda t: t[i][None], self._x)
+        x = examples_lib.one(self._x, i)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             for weight in weights:
                 tape.watch(weight)
@@ -272,24 +284,59 @@ def untrusted(
         training: The mode of the call.
 
     Returns:
-        Their positions among the trainable variables.
+        Their positions among the trainable variables: all for ragged inputs,
+        which are to be looked at by `check_alone`.
 
     Raises:
         ValueError: If examples of the batch depend on each other, so that
             none has a gradient of its own.
     """
+    if examples_lib.has_ragged(x):
+        return frozenset(range(len(layer.trainable_variables)))
     slow = frozenset()
     while True:
         found = _disagreeing(layer, x, layout, training, slow)
         if not found:
             return slow
         if found <= slow:
-            raise ValueError(
-                "The outputs for one example depend on the other examples of "
-                "the batch, so no example has a gradient of its own. Use "
-                '`estimator="batch"`, which needs none.'
-            )
+            raise ValueError(_NOT_ALONE)
         slow |= found
+
+
+def check_alone(layer: keras.layers.Layer, x: Any) -> None:
+    """Looks whether ragged examples are, alone, what they are in a batch.
+
+    Those that a layer pads to the length of others, and does not mask, are
+    not. The shortest show it.
+
+    Raises:
+        ValueError: If so.
+    """
+    shortest = {
+        int(tf.argmin(leaf.row_lengths()))
+        for leaf in examples_lib.tensors(x)
+        if isinstance(leaf, tf.RaggedTensor)
+    }
+    together = structures.join(keras_layers.outputs_of(layer, x))
+    tolerance = _tolerance(layer)
+    for i in shortest:
+        alone = keras_layers.outputs_of(layer, examples_lib.one(x, i))
+        found = _float64(structures.join(alone)[0])
+        expected = _float64(together[i])
+        least = tolerance * np.abs(expected).max(initial=0.0)
+        # Where shapes differ, as of padded positions, nothing compares.
+        if found.shape != expected.shape or np.any(
+            abs(found - expected) > least
+        ):
+            raise ValueError(_NOT_ALONE)
+
+
+def _tolerance(layer: keras.layers.Layer) -> float:
+    return 1e-3 if tf.as_dtype(layer.compute_dtype).size >= 4 else 0.1
+
+
+def _float64(tensor: tf.Tensor) -> np.ndarray:
+    return tensor.numpy().astype("float64")
 
 
 def _disagreeing(layer, x, layout, training, slow) -> frozenset[int]:
@@ -314,14 +361,11 @@ def _disagreeing(layer, x, layout, training, slow) -> frozenset[int]:
         return recording.squared_norms(cotangent)[0]
 
     def norms_of(weights):
-        return numbers(
+        return _float64(
             all_norms(weights) if slow else fast_and_plain(weights)[0]
         )
 
-    def numbers(tensor):
-        return tensor.numpy().astype("float64")
-
-    tolerance = 1e-3 if tf.as_dtype(layer.compute_dtype).size >= 4 else 0.1
+    tolerance = _tolerance(layer)
 
     def allowed(norms):
         return tolerance * (norms + 1e-4 * norms.sum())
@@ -329,13 +373,13 @@ def _disagreeing(layer, x, layout, training, slow) -> frozenset[int]:
     # What belongs to some of the examples may not turn up in the others.
     wrong = False
     for chosen in _separating(size):
-        norms = numbers(fast_and_plain(tf.constant(chosen, tf.float32))[0])
+        norms = _float64(fast_and_plain(tf.constant(chosen, tf.float32))[0])
         inside, outside = norms[chosen].sum(axis=0), norms[~chosen].sum(axis=0)
         wrong |= outside > allowed(inside)
     # And what belongs to one has the norm of its gradient.
     for i in _representative(norms_of(tf.ones([size]))):
         alone = tf.one_hot(i, size)
-        own, plain = norms_of(alone)[i], numbers(fast_and_plain(alone)[1])
+        own, plain = norms_of(alone)[i], _float64(fast_and_plain(alone)[1])
         # Comparisons are false for NaN, which is nothing to judge by.
         wrong |= abs(own - plain) > allowed(plain)
     return frozenset(int(i) for i in wrong.nonzero()[0])
