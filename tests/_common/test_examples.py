@@ -55,6 +55,43 @@ def test_rows_and_turns(name, in_graph):
             assert a.shape[0] in (None, len(b))
 
 
+_OF_ANY_LENGTH = {
+    "dense": tf.constant([[[1.0]], [[2.0]], [[3.0]]]),
+    "ragged": tf.ragged.constant([[1.0], [], [2.0, 3.0]]),
+    "nested": tf.ragged.constant([[[1.0], []], [], [[2.0, 3.0]]]),
+}
+
+
+def _lists(tensor):
+    if isinstance(tensor, tf.RaggedTensor):
+        return tensor.to_list()
+    return tensor.numpy().tolist()
+
+
+@pytest.mark.parametrize("name", _OF_ANY_LENGTH)
+def test_single_and_repeated_ones_are_counted(name):
+    tensor = _OF_ANY_LENGTH[name]
+    x = {"a": None, "b": tensor}
+    values = _lists(tensor)
+
+    @tf.function
+    def found(x, i, chosen):
+        one, longer = examples.one(x, i), examples.with_again(x, chosen)
+        assert one["b"].shape[0] == 1
+        assert longer["b"].shape[0] == 5
+        return one, longer
+
+    chosen = [2, 0]
+    for i in range(3):
+        one, longer = found(x, tf.constant(i), tf.constant(chosen))
+        expected = [values[i]], values + [values[k] for k in chosen]
+        for tensor, rows in zip((one["b"], longer["b"]), expected, strict=True):
+            is_ragged = isinstance(tensor, tf.RaggedTensor)
+            assert is_ragged == (name != "dense")
+            assert is_ragged == examples.has_ragged({"a": None, "b": tensor})
+            assert _lists(tensor) == rows
+
+
 def test_layers_find_the_shape_of_sparse_rows():
     @tf.function(input_signature=[tf.SparseTensorSpec([None, 3], tf.float32)])
     def width(tensor):

@@ -137,6 +137,23 @@ def test_xla_and_half_precision():
     assert _trace(_model(), _data()) == pytest.approx(expected, rel=0.1)
 
 
+class Normalized(Tokens):
+    def __init__(self):
+        super().__init__()
+        self.normalization = layers.BatchNormalization()
+
+    def call(self, x, training=None):
+        return self.normalization(super().call(x), training=training)
+
+
+def test_statistics_over_ragged_examples_are_noticed():
+    model = training.compiled(Normalized(), metrics=None, jit_compile=False)
+    model(_data())
+    assert _trace(model, _data()) > 0
+    with pytest.raises(ValueError, match="statistics over the batch"):
+        _trace(model, _data(), training=True)
+
+
 class Padded(Tokens):
     def call(self, x):
         vectors = self.embedding(x["tokens"].to_tensor())
