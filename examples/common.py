@@ -141,7 +141,8 @@ def by_step(data: Data, model: keras.Model) -> tf.data.Dataset:
     def batches():
         # Read as an iteration begins: `fit` may iterate ahead of an epoch.
         step = int(keras.ops.convert_to_numpy(model.optimizer.iterations))
-        yield from data.of_epoch(step // length).as_numpy_iterator()
+        epoch = step // max(1, length)  # There may be less than a batch.
+        yield from data.of_epoch(epoch).as_numpy_iterator()
 
     return (
         tf.data.Dataset.from_generator(

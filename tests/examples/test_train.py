@@ -144,7 +144,8 @@ def test_train_by_two_workers(data_dir, tmp_path):
         "--epochs=1",
         "--penalty=fisher",
         "--strategy=multi_worker",
-        f"--log_dir={tmp_path}",
+        f"--log_dir={tmp_path / 'logs'}",
+        f"--backup_dir={tmp_path / 'backup'}",
     ]
     scripts.run("train.py", *flags[:3], data_dir=data_dir)  # prepares the data
 
@@ -167,6 +168,6 @@ def test_train_by_two_workers(data_dir, tmp_path):
         assert worker.returncode == 0, output[-3000:]
     first, second = map(scripts.final_accuracy, outputs)
     assert first == second
-    points = event_files.scalars(str(tmp_path / "train"))
+    points = event_files.scalars(str(tmp_path / "logs" / "train"))
     steps = [p.step for p in points if p.tag == "fisher/trace"]
     assert steps == list(range(11))
