@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Iterable
 
+import keras
 import pytest
 import tensorflow as tf
 
@@ -21,6 +22,18 @@ FISHER_PENALTIES = [
     FisherPenalty(0.3, bound=None, every=3),
     FisherPenalty(0.3, bound=None, every=3, reuse=False, start=2, stop=6),
 ]
+
+
+def has_keras(version: str) -> bool:
+    """Whether Keras is of this version, like `"3.13"`, or newer."""
+    parts = keras.__version__.split(".")[:2]
+    return [int(part) for part in parts] >= [int(p) for p in version.split(".")]
+
+
+def since_keras(version: str) -> pytest.MarkDecorator:
+    """Marks tests of what Keras has had since a version."""
+    reason = f"Keras {keras.__version__} has not what {version} has"
+    return pytest.mark.skipif(not has_keras(version), reason=reason)
 
 
 def name_of_penalty(penalty: penalties.Penalty) -> str:

@@ -53,8 +53,7 @@ _SEGMENTS = np.array([0, 0, 1])
 
 
 def _of(name: str, *arrays, modes=Case.modes, **kwargs) -> Case:
-    function = getattr(ops, name)
-    return Case(lambda *a: function(*a, **kwargs), arrays, modes)
+    return Case(lambda *a: getattr(ops, name)(*a, **kwargs), arrays, modes)
 
 
 def _with(function: Callable, *arrays, modes=Case.modes) -> Case:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 
+import cases
 import keras
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ _LABELS = {
 }
 
 
+@cases.since_keras("3.15")  # which has written them
 @pytest.mark.parametrize("name", _LABELS)
 def test_files_from_before_the_move_go_on_as_their_writers_did(name):
     """Written by flat modules, which are no more; beside what they did next."""

@@ -170,7 +170,11 @@ def test_differences_are_as_good_as_the_lowest_precision_allows(name, mode):
 @pytest.mark.parametrize("is_eager", [True, False])
 def test_the_lowest_precision_on_the_way(name, is_eager):
     model, x = _built(_CASES[name])
-    assert _found(model, x, is_eager) == _CASES[name].lowest
+    lowest = _CASES[name].lowest
+    if _CASES[name].lora:
+        # `float32` whatever the policy, since Keras 3.13.
+        lowest = model.layers[0].lora_kernel_a.dtype
+    assert _found(model, x, is_eager) == lowest
 
 
 def _found(model, x, is_eager=False, **kwargs) -> str:

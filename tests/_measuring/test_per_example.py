@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cases
 import example_networks
 import keras
 from keras import layers
@@ -156,7 +157,9 @@ def test_fast_norms_in_double_precision(name):
 def test_slow_norms_in_double_precision(name):
     model, x = _build(example_networks.SLOW[name])
     slow = _assert_as_in_a_loop(model, x, 1e-9)
-    assert 0 < len(slow) <= len(model.trainable_variables)
+    # Dense layers of Keras 3.12 multiply in another way.
+    least = int(name != "time_major" or cases.has_keras("3.13"))
+    assert least <= len(slow) <= len(model.trainable_variables)
 
 
 @pytest.mark.parametrize(

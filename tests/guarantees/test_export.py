@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cases
 import keras
 from keras import layers
 import numpy as np
@@ -83,6 +84,7 @@ def test_saved_models_of_a_strategy(tmp_path):
     _assert_served_as_predicted(model, _X, tmp_path / "replicas")
 
 
+@cases.since_keras("3.13")
 def test_lite_models(tmp_path):
     model = _trained(training.network, _X, training.Y)
     path = str(tmp_path / "model.tflite")
