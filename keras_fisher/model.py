@@ -17,7 +17,6 @@ import tensorflow as tf
 
 from keras_fisher import penalties
 from keras_fisher._common import keras_layers
-from keras_fisher._common.noisy_targets import has_noise_flags
 from keras_fisher._common.noisy_targets import label_of
 from keras_fisher._common.noisy_targets import weight_of
 from keras_fisher._common.structures import output_names
@@ -26,13 +25,12 @@ from keras_fisher._training import model_checks
 from keras_fisher._training import optimizers
 from keras_fisher._training import replicas
 from keras_fisher._training import schedule
+from keras_fisher._training.evaluation import Evaluation
 from keras_fisher._training.first_look import FirstLook
 from keras_fisher._training.guarded_gradient import guarded_gradient
 from keras_fisher._training.measurements import NOTHING_MEASURED
 from keras_fisher._training.measurements import Measurements
 from keras_fisher._training.measurements import Observed
-from keras_fisher._training.memorization import MemorizationAccuracy
-from keras_fisher._training.raw_data import RawData
 from keras_fisher._training.replicas import Share
 from keras_fisher._training.schedule import Plan
 from keras_fisher._training.settings import Settings
@@ -41,7 +39,7 @@ from keras_fisher._training.train_function import TrainFunction
 
 
 @keras.saving.register_keras_serializable(package="keras_fisher")
-class FisherModel(Settings, RawData):
+class FisherModel(Settings, Evaluation):
     """Trains a model while measuring, and penalizing, its Fisher information.
 
     The trace of the Fisher Information Matrix,
@@ -79,7 +77,9 @@ class FisherModel(Settings, RawData):
 
     Args:
         model: Any `keras.Model`. It is wrapped, not copied: after training,
-            `fisher_model.model` is trained.
+            `fisher_model.model` is trained. A `predict_step` or `test_step`
+            of its own is called; for the latter `compile` compiles it too,
+            unless it has a `compile` of its own, which is to be called before.
         penalty: None, a number (α of a `FisherPenalty`), a name (`"fisher"`,
             `"gradient"`, `"uniform_label"`, `"input_gradient"`) or a penalty.
         likelihood: p_θ(y|x) given the outputs: a
@@ -127,7 +127,6 @@ class FisherModel(Settings, RawData):
             model, penalty, likelihood, trace_every, seed, **kwargs
         )
         self._measurement = TraceMeasurement()
-        self._memorization = MemorizationAccuracy()
         self.built = model.built
 
     # As a Keras model.
@@ -218,10 +217,6 @@ class FisherModel(Settings, RawData):
 
     def predict_step(self, data):
         return self.model.predict_step(data)
-
-    def test_step(self, data):
-        logs = super().test_step(data)
-        return replicas.with_axis(self.distribute_strategy, logs)
 
     def _planned_step(self, data, examples, plan: Plan):
         """A step that does what its plan says.
@@ -359,16 +354,10 @@ class FisherModel(Settings, RawData):
             y_pred,
             sample_weight=weight_of(sample_weight, names),
         )
-        if has_noise_flags(y, names):
-            logs = {
-                **logs,
-                **self._memorization.update_state(y, y_pred, self.likelihood),
-            }
-        return logs
+        return {**logs, **self._memorized(y, y_pred, names)}
 
     def reset_metrics(self):
         super().reset_metrics()
-        self._memorization.reset_state()
         if isinstance(self.train_function, TrainFunction):
             self.train_function.begin_epoch()
 

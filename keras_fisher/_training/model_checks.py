@@ -16,13 +16,12 @@ from keras_fisher.likelihoods import output_checks
 from keras_fisher.likelihoods.base import Likelihood
 
 # What Keras or a user calls of a `FisherModel`, and it does without the wrapped
-# model's own; `predict_step` is called.
+# model's own; `predict_step` and `test_step` are called.
 _OURS = (
     "fit",
     "evaluate",
     "predict",
     "train_step",
-    "test_step",
     "train_on_batch",
     "test_on_batch",
     "predict_on_batch",
@@ -57,11 +56,31 @@ def check_wrappable(model: Any) -> None:
 
 def _is_overridden(cls: type, name: str) -> bool:
     """Whether a method is one that `FisherModel` does not heed."""
-    owner = next(base for base in cls.__mro__ if name in base.__dict__)
-    if owner.__module__.partition(".")[0] == "keras":
-        return False
     # It maps its preprocessing over the data, and so does `FisherModel`.
-    return "preprocess_samples" not in owner.__dict__
+    maps_data = "preprocess_samples" in _owner(cls, name).__dict__
+    return is_own(cls, name) and not maps_data
+
+
+def is_own(cls: type, name: str) -> bool:
+    """Whether a method of a model is another than that of Keras."""
+    return _owner(cls, name).__module__.partition(".")[0] != "keras"
+
+
+def _owner(cls: type, name: str) -> type:
+    return next(base for base in cls.__mro__ if name in base.__dict__)
+
+
+def check_compiled(network: keras.Model) -> None:
+    """Raises a `ValueError` unless a `test_step` of its own can be called."""
+    if not network.compiled:
+        name = type(network).__name__
+        raise ValueError(
+            f"The `test_step` of {name} evaluates it, by the loss and the "
+            f"metrics that {name} is compiled with. Received: one that is not "
+            f"compiled, and has a `compile` of its own, for which "
+            "`FisherModel.compile` knows no arguments. Call it first: "
+            "`fisher_model.model.compile(...)`."
+        )
 
 
 def check_trainable(network: keras.Model) -> None:

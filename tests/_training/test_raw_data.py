@@ -191,7 +191,6 @@ def test_predict_step_of_the_model_is_called():
         "evaluate",
         "predict",
         "train_step",
-        "test_step",
         "train_on_batch",
         "test_on_batch",
         "predict_on_batch",
