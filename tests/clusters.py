@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
 import socket
+import subprocess
+import sys
 
 import tensorflow as tf
+
+_PROCESS = """
+import sys
+sys.path[:0] = {path!r}
+import clusters
+clusters.main()
+"""
 
 
 def mirrored(count):
@@ -39,3 +50,51 @@ def cluster(count):
         )
         for index in range(count)
     ]
+
+
+def results(module, kind, number, *calls):
+    """What functions return on several replicas, or of several workers.
+
+    Args:
+        module: Name of the module of the functions.
+        kind: `"replicas"`, or `"workers"` for a process for each.
+        number: Of replicas, or of workers.
+        *calls: Names of functions, each with its arguments, as JSON takes them.
+
+    Returns:
+        Of each process, what the calls have returned.
+    """
+    configs = cluster(number) if kind == "workers" else [None]
+    code = _PROCESS.format(path=sys.path)
+    asked = json.dumps([module, kind, number, calls])
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, asked],
+            env=os.environ | ({"TF_CONFIG": config} if config else {}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for config in configs
+    ]
+    try:
+        outputs = [p.communicate(timeout=500) for p in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for process, (_, errors) in zip(processes, outputs):
+        assert process.returncode == 0, errors[-3000:]
+    return [json.loads(output.splitlines()[-1]) for output, _ in outputs]
+
+
+def main():
+    """One of these processes."""
+    name, kind, number, calls = json.loads(sys.argv[1])
+    if kind == "workers":
+        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    else:
+        strategy = mirrored(number)
+    module = importlib.import_module(name)
+    with strategy.scope():
+        found = [getattr(module, call)(*args) for call, *args in calls]
+    print(json.dumps(found))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import cases
+import clusters
 import keras
 import numpy as np
 import pytest
@@ -213,6 +214,34 @@ def test_flags_are_split_off_and_counted(cls, mode):
         assert logs.keys() == expected.keys() | accuracies.keys()
         for key, each in accuracies.items():
             np.testing.assert_allclose(logs[key], np.mean(each), 1e-6)
+
+
+def on_replicas(with_flags):
+    """Numbers of a model by itself, and of another like it that is wrapped."""
+    plain, model = _pair()
+    y = {"label": _Y, "is_noisy": _Y == 0} if with_flags else _Y
+    found = [
+        plain.evaluate(**_data(), return_dict=True),
+        model.evaluate(**{**_data(), "y": y}, return_dict=True),
+    ]
+    for each, labels in ((plain, _Y), (model, y)):
+        data = dict(validation_data=(_X, labels), validation_batch_size=8)
+        each.fit(**{**_data(), "y": labels}, **data)
+        found.append(each.evaluate(**_data(), return_dict=True))
+    return found
+
+
+def test_replicas_evaluate_as_those_of_the_model_itself():
+    calls = [("on_replicas", with_flags) for with_flags in (False, True)]
+    [[without, flagged]] = clusters.results(
+        "test_evaluation", "replicas", 2, *calls
+    )
+    assert without[1] == without[0] and without[3] == without[2]
+    assert without[2]["loss"] != without[0]["loss"]
+    assert flagged[1].keys() - flagged[0].keys() == {
+        "clean_accuracy",
+        "noisy_accuracy",
+    }
 
 
 def test_it_goes_by_the_loss_that_was_compiled_last():

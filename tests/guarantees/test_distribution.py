@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 
 import clusters
 import keras
@@ -290,52 +288,12 @@ def restore_apart(directory):
     return str(error.value)
 
 
-# The processes.
-
-_PROCESS = """
-import sys
-sys.path[:0] = {path!r}
-import test_distribution
-test_distribution.main()
-"""
-
-
-def main():
-    kind, number, calls = json.loads(sys.argv[1])
-    if kind == "workers":
-        strategy = tf.distribute.MultiWorkerMirroredStrategy()
-    else:
-        strategy = clusters.mirrored(number)
-    with strategy.scope():
-        results = [globals()[name](*args) for name, *args in calls]
-    print(json.dumps(results))
+# The tests.
 
 
 def _results(kind, number, *calls):
     """What the calls return in each of the processes."""
-    configs = clusters.cluster(number) if kind == "workers" else [None]
-    code = _PROCESS.format(path=sys.path)
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, json.dumps([kind, number, calls])],
-            env=os.environ | ({"TF_CONFIG": config} if config else {}),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for config in configs
-    ]
-    try:
-        outputs = [p.communicate(timeout=500) for p in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    for process, (_, errors) in zip(processes, outputs):
-        assert process.returncode == 0, errors[-3000:]
-    return [json.loads(output.splitlines()[-1]) for output, _ in outputs]
-
-
-# The tests.
+    return clusters.results("test_distribution", kind, number, *calls)
 
 
 def _assert_same(actual, expected, rtol, what):
