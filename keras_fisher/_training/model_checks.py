@@ -14,6 +14,8 @@ from keras_fisher._common import structures
 from keras_fisher._training.first_look import FirstLook
 from keras_fisher.likelihoods import output_checks
 from keras_fisher.likelihoods.base import Likelihood
+from keras_fisher.likelihoods.categorical import Categorical
+from keras_fisher.penalties.base import Penalty
 
 # What Keras or a user calls of a `FisherModel`, and it does without the wrapped
 # model's own; `predict_step` and `test_step` are called.
@@ -91,6 +93,36 @@ def check_trainable(network: keras.Model) -> None:
         "Unfreeze a layer before `compile()`, or pass `penalty=None, "
         "trace_every=None`.",
     )
+
+
+def check_transcripts(
+    penalty: Penalty | None, loss: Any, likelihood: Likelihood | None
+) -> None:
+    """Raises a `ValueError` if a penalty would take CTC's labels for classes.
+
+    They are of a sequence of another length than the frames, but may be padded
+    to as many.
+    """
+    ctc = getattr(keras.losses, "CTC", ()), getattr(keras.losses, "ctc", None)
+    has_ctc = any(
+        isinstance(each, ctc[0])
+        or (each is not None and each is ctc[1])
+        or (isinstance(each, str) and each.lower() == "ctc")
+        for each in keras.tree.flatten(loss)
+    )
+    if (
+        has_ctc
+        and isinstance(likelihood, Categorical)
+        and penalty is not None
+        and penalty.needs_labels
+    ):
+        raise ValueError(
+            f"{type(penalty).__name__} takes the labels of the data, and those "
+            "of CTC are transcripts, which label no frame, while the "
+            "likelihood is of frames. Received: the loss CTC. Use "
+            "`FisherPenalty` or `UniformLabelPenalty`, which draw a label for "
+            "each frame."
+        )
 
 
 def check_labels(

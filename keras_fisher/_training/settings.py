@@ -118,6 +118,9 @@ class Settings(ReadOnce, keras.Model):
             return
         if self._finds_likelihood:
             self._likelihood = of_model(self.loss, self.model)
+        model_checks.check_transcripts(
+            self.penalty, self.loss, self._likelihood
+        )
         self._output_look = model_checks.output_look(
             self.model, self.likelihood
         )

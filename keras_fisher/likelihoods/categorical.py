@@ -77,8 +77,7 @@ class Categorical(Likelihood):
     def log_probability(self, y: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
         log_probabilities = self._log_probabilities(outputs)
         if not _is_dense(y, outputs):
-            if y.shape.rank == outputs.shape.rank:
-                y = tf.squeeze(y, axis=-1)
+            y = _for_each_position(y, outputs)
             # One-hot rather than gather: its gradient needs no scatter.
             y = tf.one_hot(
                 tf.cast(y, tf.int64),
@@ -228,6 +227,23 @@ def _without(classes: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     """Logits with which some of the classes are impossible."""
     # As good as -inf, which `tf.debugging.enable_check_numerics` refuses.
     return tf.where(classes, logits.dtype.min, logits)
+
+
+def _for_each_position(y: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
+    """Class indices in the shape of the positions."""
+    given, positions = y.shape, outputs.shape[:-1]
+    if y.shape.rank == outputs.shape.rank and y.shape[-1] in (1, None):
+        y = tf.squeeze(y, axis=-1)
+    if not y.shape.is_compatible_with(positions):
+        raise ValueError(
+            "Outputs are the classes of positions, each of which has a label: "
+            f"those of shape {outputs.shape} go with labels of shape "
+            f"{positions}, or one-hot ones of their own. Received: labels of "
+            f"shape {given}. Transcripts, as of CTC, do not label frames: a "
+            "`FisherPenalty`, and `fisher_trace` with another estimator than "
+            "'empirical', draw labels from the model and need none."
+        )
+    return y
 
 
 def _is_dense(y: tf.Tensor, outputs: tf.Tensor) -> bool:
