@@ -80,3 +80,11 @@ def in_turns(values: Iterable, modes=("graph", "xla", "eager"), name=str):
 def slow(values: Iterable) -> list:
     """Parameters that are tried in `test-all` alone."""
     return [pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
+def some_slow(names: Iterable[str], slow: Iterable[str]) -> list:
+    """All names, of which some are tried in `test-all` alone."""
+    return [
+        pytest.param(name, marks=pytest.mark.slow) if name in slow else name
+        for name in names
+    ]

@@ -122,7 +122,9 @@ def test_the_trace_is_that_of_single_examples(name):
     np.testing.assert_allclose(found, _by_example(model, x), rtol=2e-4)
 
 
-@pytest.mark.parametrize("name", ["permuted", "text", "distributed"])
+@pytest.mark.parametrize(
+    "name", ["permuted", *cases.slow(["text", "distributed"])]
+)
 def test_more_draws_than_stand_together(name):
     model, x = _NETWORKS[name]()
     trace = keras_fisher.fisher_trace(

@@ -7,6 +7,7 @@ import gc
 import types
 import weakref
 
+import cases
 import keras
 from keras import layers
 import numpy as np
@@ -190,7 +191,7 @@ _NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("name", _NETWORKS)
+@pytest.mark.parametrize("name", cases.some_slow(_NETWORKS, ["recurrent"]))
 def test_training_and_measuring_change_nothing_but_values(name):
     model = _NETWORKS[name]()
     inner = getattr(model, "model", model)

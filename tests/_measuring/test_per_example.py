@@ -119,20 +119,10 @@ def _recording(model, x, passes=1, **kwargs):
     return run
 
 
-def _some_slow(names, slow):
-    """Marks those whose compilation takes long."""
-    return [
-        pytest.param(name, marks=pytest.mark.slow) if name in slow else name
-        for name in names
-    ]
-
-
 _RECURRENT = ("lstm", "gru", "two_inputs")
 
 
-@pytest.mark.parametrize(
-    "name", _some_slow(networks.NETWORKS, ("gru", "two_inputs"))
-)
+@pytest.mark.parametrize("name", cases.some_slow(networks.NETWORKS, _RECURRENT))
 def test_common_layers_in_double_precision(name):
     model, x = networks.build(name)
     slow = _assert_as_in_a_loop(model, x, 1e-9)
@@ -141,7 +131,7 @@ def test_common_layers_in_double_precision(name):
 
 @pytest.mark.parametrize(
     "name",
-    _some_slow(
+    cases.some_slow(
         example_networks.FAST,
         ("conv2d_groups_strided", "conv3d_groups", "attention_of_two"),
     ),
@@ -152,7 +142,7 @@ def test_fast_norms_in_double_precision(name):
 
 
 @pytest.mark.parametrize(
-    "name", _some_slow(example_networks.SLOW, ("unrolled_gru", "rnn"))
+    "name", cases.some_slow(example_networks.SLOW, ("unrolled_gru", "rnn"))
 )
 def test_slow_norms_in_double_precision(name):
     model, x = _build(example_networks.SLOW[name])

@@ -322,7 +322,7 @@ _LOOPS = [("loop", name) for name in _WITHOUT_LABELS]
 @pytest.mark.parametrize(
     "strategy, number, cases",
     [
-        ("replicas", 4, _FAST),
+        ("replicas", 2, _FAST),
         pytest.param("replicas", 2, _MODELS + _LAYERS, marks=pytest.mark.slow),
         pytest.param("replicas", 4, _MODELS + _LAYERS, marks=pytest.mark.slow),
         pytest.param("workers", 2, _MODELS + _LOOPS, marks=pytest.mark.slow),

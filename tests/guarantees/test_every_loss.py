@@ -142,8 +142,20 @@ def test_every_loss_of_keras_is_here():
     assert found == set(_LOSSES)
 
 
-@pytest.mark.parametrize("reduction", _REDUCTIONS)
-@pytest.mark.parametrize("name", _LOSSES)
+def _reduced_in_turns() -> list:
+    """All pairs; of each loss two at once, and the others in `test-all`."""
+    return [
+        pytest.param(
+            name,
+            reduction,
+            marks=() if (i - k) % 3 == 0 else pytest.mark.slow,
+        )
+        for i, name in enumerate(_LOSSES)
+        for k, reduction in enumerate(_REDUCTIONS)
+    ]
+
+
+@pytest.mark.parametrize("name, reduction", _reduced_in_turns())
 def test_every_loss_in_every_reduction(name, reduction):
     y, kind = _LOSSES[name]
     _assert_alike(lambda: _network(kind), _reduced(name, reduction), y)

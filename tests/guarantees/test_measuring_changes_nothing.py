@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cases
 import keras
 from keras import layers
 import numpy as np
@@ -57,7 +58,9 @@ _MEASURES = {
 
 
 @pytest.mark.parametrize("measure", _MEASURES)
-@pytest.mark.parametrize("layer", [layers.LSTM, layers.GRU, None])
+@pytest.mark.parametrize(
+    "layer", [layers.LSTM, *cases.slow([layers.GRU]), None]
+)
 def test_no_variable_and_no_seed_moves(layer, measure):
     model, other = (training.compiled(_recurrent(layer)) for _ in range(2))
     # An unbuilt model has its seeds, but no weights yet.
