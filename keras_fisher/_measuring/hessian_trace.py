@@ -184,8 +184,9 @@ class _Curvature:
         arguments = x, y, sample_weight, seed
         try:
             return self._function(*arguments, count).numpy()
-        except LookupError:
-            # A layer without second derivative, as recurrent ones.
+        except (LookupError, tf.errors.NotFoundError):
+            # A layer without second derivative, as recurrent ones, or a loss:
+            # TensorFlow then has no kernel for that of CTC.
             self._has_second_derivative = False
             self._function = self._compiled()
             return self._function(*arguments, count).numpy()

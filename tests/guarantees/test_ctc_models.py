@@ -161,3 +161,33 @@ def test_labels_that_do_not_fit_the_positions_are_refused():
             network, _X, _Y, likelihood=likelihood, estimator="empirical"
         )
     assert keras_fisher.fisher_trace(network, _X, likelihood=likelihood) > 0
+
+
+@_BOTH
+def test_the_curvature_is_that_of_differences(adds_loss):
+    """TensorFlow has no second derivative of the loss."""
+    model = _compiled(_network(adds_loss), adds_loss)
+    inputs, labels = ([_X, _Y], None) if adds_loss else (_X, _Y)
+
+    def gradient():
+        with tf.GradientTape() as tape:
+            outputs = model(inputs)
+            loss = model.compute_loss(inputs, labels, outputs)
+        return tape.gradient(loss, model.trainable_variables)
+
+    expected, step = 0.0, 1e-2
+    for k, variable in enumerate(model.trainable_variables):
+        start = variable.numpy()
+        for at in np.ndindex(start.shape):
+            for sign in (1, -1):
+                moved = start.copy()
+                moved[at] += sign * step
+                variable.assign(moved)
+                expected += sign * gradient()[k].numpy()[at] / (2 * step)
+        variable.assign(start)
+    found = keras_fisher.hessian_trace(
+        model, inputs, labels, num_probes=200, seed=0
+    )
+    error = abs(float(found) - expected)
+    assert error < 4 * found.standard_error, (found, expected)
+    assert found.standard_error < 0.1 * expected
