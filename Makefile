@@ -10,7 +10,8 @@ export TFDS_DATA_DIR ?= $(CURDIR)/.data
 .PHONY: demo test test-all test-floor test-newest lint format clean reproduce \
     reproduce-images \
     benchmark benchmark-traces benchmark-accuracy benchmark-scaling \
-    gpu-programs gpu-check dist docs types
+    gpu-programs gpu-check dist docs types \
+    bazel-targets bazel-lock lint-bazel
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py
@@ -128,6 +129,26 @@ $(VENV)/.installed: setup.cfg pyproject.toml
 types: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet pyright
 	$(BIN)/python tools/check_types.py
+
+# The BUILD files, when imports have changed; `make test` compares them.
+bazel-targets:
+	$(PYTHON) tools/bazel_targets.py
+
+# The newest versions of what Bazel's targets and tests need, for all Pythons.
+bazel-lock: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile --quiet --upgrade --universal \
+	    --python-version=3.10 --extra=test --generate-hashes \
+	    --custom-compile-command="make bazel-lock" \
+	    --output-file=requirements_lock.txt setup.cfg
+
+# With Node.js, which runs the program.
+lint-bazel:
+	npx --yes @bazel/buildifier@8.2.1 -mode=check -lint=warn \
+	    BUILD \
+	    $$(find $(BAZEL_FOLDERS) -name BUILD -or -name "*.bzl")
+
+BAZEL_FOLDERS := benchmarks docs examples keras_fisher tests tools
 
 clean:
 	rm -rf $(VENV) .venv-floor .venv-newest \
