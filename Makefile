@@ -11,7 +11,7 @@ export TFDS_DATA_DIR ?= $(CURDIR)/.data
     reproduce-images \
     benchmark benchmark-traces benchmark-accuracy benchmark-scaling \
     gpu-programs gpu-check dist docs types \
-    bazel-targets bazel-lock lint-bazel
+    bazel-targets bazel-lock lint-bazel test-bazel
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py
@@ -143,13 +143,28 @@ bazel-lock: $(VENV)/.installed
 	    --output-file=requirements_lock.txt setup.cfg
 
 # With Node.js, which runs the program.
+BAZEL_FOLDERS := benchmarks docs examples keras_fisher tests tools
 lint-bazel:
 	npx --yes @bazel/buildifier@8.2.1 -mode=check -lint=warn \
-	    BUILD \
+	    WORKSPACE BUILD \
 	    $$(find $(BAZEL_FOLDERS) -name BUILD -or -name "*.bzl")
 
-BAZEL_FOLDERS := benchmarks docs examples keras_fisher tests tools
+# With Debian's Bazel, by WORKSPACE: apt install bazel-bootstrap. It takes
+# packages from .venv-bazel, and nothing from the network. All targets are built,
+# and of the tests those are run that BAZEL_TESTS names: //tests/... are all.
+BAZEL_TESTS ?= //tests/_common/... //tests/_tensorboard/... \
+    //tests/tools/... //tests:test_architecture //tests:test_bazel
+test-bazel: .venv-bazel/.installed
+	bazel build //...
+	bazel test --local_test_jobs=1 $(BAZEL_TESTS)
+
+.venv-bazel/.installed: requirements_lock.txt
+	$(PYTHON) -m venv .venv-bazel
+	.venv-bazel/bin/python -m pip install --quiet --upgrade pip
+	.venv-bazel/bin/python -m pip install --quiet \
+	    --requirement requirements_lock.txt
+	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-floor .venv-newest \
+	rm -rf $(VENV) .venv-bazel .venv-floor .venv-newest \
 	    .venv-torch .venv-jax .venv-dist .venv-docs .gpu-programs .data build dist site *.egg-info

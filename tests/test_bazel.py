@@ -170,3 +170,10 @@ def test_the_lock_has_a_version_of_all_that_is_declared(python):
     for declared in _declared():
         version = versions[canonicalize_name(declared.name)]
         assert version in declared.specifier, f"{declared}: make bazel-lock"
+
+
+def test_bazel_does_not_look_into_environments():
+    ignored = (_ROOT / ".bazelignore").read_text("utf-8").split()
+    makefile = (_ROOT / "Makefile").read_text("utf-8")
+    environments = {*re.findall(r"\.venv(?:-[a-z]+)?\b", makefile)}
+    assert len(environments) > 5 and environments <= {*ignored}
