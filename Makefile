@@ -146,7 +146,7 @@ bazel-lock: $(VENV)/.installed
 BAZEL_FOLDERS := benchmarks docs examples keras_fisher tests tools
 lint-bazel:
 	npx --yes @bazel/buildifier@8.2.1 -mode=check -lint=warn \
-	    WORKSPACE BUILD \
+	    MODULE.bazel WORKSPACE BUILD \
 	    $$(find $(BAZEL_FOLDERS) -name BUILD -or -name "*.bzl")
 
 # With Debian's Bazel, by WORKSPACE: apt install bazel-bootstrap. It takes

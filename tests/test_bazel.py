@@ -16,6 +16,8 @@ from packaging.utils import canonicalize_name
 import pytest
 import python_imports
 
+import keras_fisher
+
 _ROOT = pathlib.Path(__file__).parents[1]
 _PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 
@@ -170,6 +172,16 @@ def test_the_lock_has_a_version_of_all_that_is_declared(python):
     for declared in _declared():
         version = versions[canonicalize_name(declared.name)]
         assert version in declared.specifier, f"{declared}: make bazel-lock"
+
+
+def test_the_module_is_of_this_version_and_these_pythons():
+    module = (_ROOT / "MODULE.bazel").read_text("utf-8")
+    version = re.search(r'module\(\n.*\n    version = "(.+)"', module)[1]
+    assert version == keras_fisher.__version__
+    listed = re.search(r"PYTHON_VERSIONS = \[([^]]+)\]", module)[1]
+    assert tuple(re.findall(r'"(.+)"', listed)) == _PYTHONS
+    setup = (_ROOT / "setup.cfg").read_text("utf-8")
+    assert tuple(re.findall(r"Python :: (3\.\d+)", setup)) == _PYTHONS
 
 
 def test_bazel_does_not_look_into_environments():
