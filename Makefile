@@ -65,6 +65,7 @@ dist:
 	.venv-dist/bin/python -m pip install --quiet --upgrade pip build
 	.venv-dist/bin/python -m build
 	$(PYTHON) -m venv --clear .venv-dist
+	.venv-dist/bin/python -m pip install --quiet --upgrade pip
 	.venv-dist/bin/python -m pip install --quiet dist/*.whl
 	.venv-dist/bin/python -m pip check
 	.venv-dist/bin/python tests/installed.py
