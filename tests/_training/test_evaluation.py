@@ -228,7 +228,8 @@ def on_replicas(with_flags):
         data = dict(validation_data=(_X, labels), validation_batch_size=8)
         each.fit(**{**_data(), "y": labels}, **data)
         found.append(each.evaluate(**_data(), return_dict=True))
-    return found
+    # Some versions of Keras give NumPy's numbers, which JSON does not take.
+    return [{name: float(v) for name, v in logs.items()} for logs in found]
 
 
 def test_replicas_evaluate_as_those_of_the_model_itself():
