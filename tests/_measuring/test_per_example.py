@@ -147,8 +147,8 @@ def test_fast_norms_in_double_precision(name):
 def test_slow_norms_in_double_precision(name):
     model, x = _build(example_networks.SLOW[name])
     slow = _assert_as_in_a_loop(model, x, 1e-9)
-    # Dense layers of Keras 3.12 multiply in another way.
-    least = int(name != "time_major" or cases.has_keras("3.13"))
+    # Older versions of Keras multiply matrices in another way.
+    least = int(name != "time_major" or cases.has_keras("3.15"))
     assert least <= len(slow) <= len(model.trainable_variables)
 
 
