@@ -1,4 +1,4 @@
-"""Which of many combinations are tried each time, and which in `test-all`."""
+"""What tests choose from: modes, penalties, versions, slow values."""
 
 from __future__ import annotations
 
@@ -52,29 +52,6 @@ def compiled(function: Callable, mode: str, signature=None) -> Callable:
         jit_compile=mode == "xla",
         autograph=False,
     )
-
-
-def in_turns(values: Iterable, modes=("graph", "xla", "eager"), name=str):
-    """Each value in a graph or under XLA, in turns; in all modes if slow.
-
-    Args:
-        values: Arguments, or tuples of them.
-        modes: All modes, the two that take turns first.
-        name: Gives the name of a value.
-
-    Returns:
-        Parameters: the arguments of each value, and the mode.
-    """
-    return [
-        pytest.param(
-            *(value if isinstance(value, tuple) else (value,)),
-            mode,
-            marks=() if mode == modes[number % 2] else pytest.mark.slow,
-            id=f"{name(value)}-{mode}",
-        )
-        for number, value in enumerate(values)
-        for mode in modes
-    ]
 
 
 def slow(values: Iterable) -> list:

@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import combinations
 import keras
 import pytest
 import tensorflow as tf
@@ -43,6 +44,12 @@ def double_precision():
     yield
     keras.config.set_floatx(before[0])
     keras.config.set_dtype_policy(before[1])
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Before those are left out that are marked slow."""
+    combinations.mark_the_others(items)
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -95,6 +95,7 @@ def _log_yes_and_no(outputs):
             Categorical(),
             _log_softmax,
             id="100",
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             lambda: enumeration.classifier(10, "softmax"),
@@ -198,8 +199,8 @@ def test_masked_tokens_are_no_part_of_an_example():
 @pytest.mark.parametrize(
     "estimator, num_samples, likelihood",
     [
-        ("monte_carlo", 1, Categorical()),
         ("monte_carlo", 5, Gaussian(0.7)),
+        enumeration.slow("monte_carlo", 1, Categorical()),
         ("batch", 5, Bernoulli()),
         enumeration.slow("monte_carlo", 1, Bernoulli()),
         enumeration.slow("monte_carlo", 1, Gaussian(0.7)),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import cases
 import clusters
 import keras
 import numpy as np
@@ -110,10 +109,8 @@ def _data(**weights):
     return dict(x=_X, y=_Y, batch_size=8, verbose=0, **weights)
 
 
-@pytest.mark.parametrize(
-    ("cls", "mode"),
-    cases.in_turns(_CLASSES, tuple(_MODES), name=lambda each: each.__name__),
-)
+@pytest.mark.parametrize("mode", _MODES)
+@pytest.mark.parametrize("cls", _CLASSES)
 def test_numbers_are_those_of_the_model_itself(cls, mode):
     plain, model = _pair(cls, **_MODES[mode])
     if cls is Bare:
@@ -232,6 +229,7 @@ def on_replicas(with_flags):
     return [{name: float(v) for name, v in logs.items()} for logs in found]
 
 
+@pytest.mark.slow
 def test_replicas_evaluate_as_those_of_the_model_itself():
     calls = [("on_replicas", with_flags) for with_flags in (False, True)]
     [[without, flagged]] = clusters.results(

@@ -78,16 +78,9 @@ def _fit(model, x, y=_Y, mode="graph", batch_size=8):
     return model.fit(x, y, batch_size=batch_size, verbose=0).history
 
 
-@pytest.mark.parametrize(
-    "case, mode",
-    [
-        *cases.in_turns(
-            [_standardized, _of_eight], name=lambda case: case.__name__
-        ),
-        pytest.param(_words, "graph", id="_words-graph"),
-        pytest.param(_words, "eager", id="_words-eager"),
-    ],
-)
+@pytest.mark.parametrize("mode", cases.MODES)
+@pytest.mark.parametrize("case", [_standardized, _of_eight, _words])
+@pytest.mark.impossible(case=_words, mode="xla")  # It knows no strings.
 def test_nothing_is_fed_that_was_not_given(case, mode):
     network, x = _network(case)
     history = _fit(FisherModel(network, 0.1), x, mode=mode)

@@ -16,11 +16,11 @@ from keras_fisher import UniformLabelPenalty
 from keras_fisher import likelihoods
 
 _SAVED_PENALTIES = [
-    FisherPenalty(0.3, fraction=0.5, micro_batch_size=2, start=3),
     GradientPenalty(0.3, every=3),
     *cases.slow(
         [
             None,
+            FisherPenalty(0.3, fraction=0.5, micro_batch_size=2, start=3),
             FisherPenalty(0.3),
             FisherPenalty(0.3, every=10),
             FisherPenalty(0.3, method="finite_difference", exclude=["bias"]),

@@ -63,17 +63,16 @@ def _epochs_by_hand(network, penalty, epochs):
         yield trace, value
 
 
+@pytest.mark.parametrize("mode", cases.MODES)
 @pytest.mark.parametrize(
-    "penalty, mode",
-    cases.in_turns(
-        [
-            *cases.FISHER_PENALTIES,
-            GradientPenalty(0.3, bound=None),
-            UniformLabelPenalty(0.3, bound=None, every=2),
-            InputGradientPenalty(0.3, bound=None),
-        ],
-        name=cases.name_of_penalty,
-    ),
+    "penalty",
+    [
+        *cases.FISHER_PENALTIES,
+        GradientPenalty(0.3, bound=None),
+        UniformLabelPenalty(0.3, bound=None, every=2),
+        InputGradientPenalty(0.3, bound=None),
+    ],
+    ids=cases.name_of_penalty,
 )
 def test_fit_equals_a_loop_with_the_pure_functions(penalty, mode):
     dropout = mode != "xla"

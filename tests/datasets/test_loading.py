@@ -407,6 +407,7 @@ print(sorted(imported & wanted), sorted(loaded & wanted))
     assert "WARNING:absl" not in errors, errors
 
 
+@pytest.mark.slow
 def test_two_processes_prepare_one_data_set_at_the_same_time(tmp_path):
     script = """
 import pathlib, random, sys, time

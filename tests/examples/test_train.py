@@ -120,6 +120,7 @@ def test_a_killed_run_goes_on_as_one_never_killed(flags, data_dir, tmp_path):
         np.testing.assert_array_equal(weights, expected)
 
 
+@pytest.mark.slow
 def test_train_by_replicas_learns(data_dir):
     result = scripts.run(
         "train.py",

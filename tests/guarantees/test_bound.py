@@ -223,9 +223,8 @@ _SETTINGS = {
 }
 
 
-@pytest.mark.parametrize(
-    "name, mode", cases.in_turns(_SETTINGS, modes=("graph", "xla", "eager"))
-)
+@pytest.mark.parametrize("mode", cases.MODES)
+@pytest.mark.parametrize("name", _SETTINGS)
 def test_weights_equal_those_of_a_loop(name, mode):
     penalty, options = _SETTINGS[name]
     model, history = _fit(penalty, mode, **options)

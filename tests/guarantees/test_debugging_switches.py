@@ -38,8 +38,13 @@ def _fitted(**kwargs):
 
 @pytest.mark.parametrize(
     "kwargs",
-    [{}, {"run_eagerly": True}, {"steps_per_execution": 3}],
-    ids=["graph", "eager", "several"],
+    [
+        pytest.param({}, id="graph"),
+        pytest.param({"run_eagerly": True}, id="eager"),
+        pytest.param(
+            {"steps_per_execution": 3}, id="several", marks=pytest.mark.slow
+        ),
+    ],
 )
 def test_numbers_that_are_checked_are_finite(kwargs, check_numerics):
     model, logs = _fitted(**kwargs)
@@ -51,6 +56,7 @@ def test_numbers_that_are_checked_are_finite(kwargs, check_numerics):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_checked_models_are_saved_and_measured(check_numerics, tmp_path):
     model = training.compiled(FisherModel(training.network(), 0.1))
     # Before anything was measured, too.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 
-import cases
 import keras
 from keras import layers
 import numpy as np
@@ -142,20 +141,8 @@ def test_every_loss_of_keras_is_here():
     assert found == set(_LOSSES)
 
 
-def _reduced_in_turns() -> list:
-    """All pairs; of each loss two at once, and the others in `test-all`."""
-    return [
-        pytest.param(
-            name,
-            reduction,
-            marks=() if (i - k) % 3 == 0 else pytest.mark.slow,
-        )
-        for i, name in enumerate(_LOSSES)
-        for k, reduction in enumerate(_REDUCTIONS)
-    ]
-
-
-@pytest.mark.parametrize("name, reduction", _reduced_in_turns())
+@pytest.mark.parametrize("reduction", _REDUCTIONS)
+@pytest.mark.parametrize("name", _LOSSES)
 def test_every_loss_in_every_reduction(name, reduction):
     y, kind = _LOSSES[name]
     _assert_alike(lambda: _network(kind), _reduced(name, reduction), y)
@@ -166,7 +153,7 @@ _FEW = ["SparseCategoricalCrossentropy", "MeanSquaredError"]
 
 @pytest.mark.parametrize("mode", ["eager", "xla"])
 @pytest.mark.parametrize("reduction", _REDUCTIONS)
-@pytest.mark.parametrize("name", [_FEW[0], *cases.slow([_FEW[1], "Dice"])])
+@pytest.mark.parametrize("name", [*_FEW, "Dice"])
 def test_eagerly_and_under_xla(name, reduction, mode):
     y, kind = _LOSSES[name]
     # XLA fuses what it finds in one function, and rounds it otherwise.

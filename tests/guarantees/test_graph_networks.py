@@ -145,16 +145,15 @@ def _expected(penalty, model, x, rows):
 
 
 @pytest.mark.parametrize("molecules", [_MOLECULES, None])
+@pytest.mark.parametrize("mode", cases.MODES)
 @pytest.mark.parametrize(
-    "penalty, mode",
-    cases.in_turns(
-        _PENALTIES,
-        name=lambda p: f"{p.fraction}{p.micro_batch_size}{p.method[0]}",
-    ),
+    "penalty",
+    _PENALTIES,
+    ids=lambda p: f"{p.fraction}{p.micro_batch_size}{p.method[0]}",
 )
+# XLA needs the shapes of what it compiles.
+@pytest.mark.impossible(mode="xla", molecules=None)
 def test_penalties_equal_brute_force(penalty, mode, molecules):
-    if mode == "xla" and molecules is None:
-        pytest.skip("XLA needs the shapes of what it compiles")
     model, x = _built(molecules=molecules)
     forward = penalty.forward(model, x, seed=evaluation.SEED)
     assert int(forward.batch_size) == _MOLECULES
@@ -178,9 +177,9 @@ def test_penalties_equal_brute_force(penalty, mode, molecules):
 
 @pytest.mark.parametrize("mode", cases.MODES)
 @pytest.mark.parametrize("molecules", [_MOLECULES, None])
+# XLA needs the shapes of what it compiles.
+@pytest.mark.impossible(mode="xla", molecules=None)
 def test_training_counts_rows_of_outputs(mode, molecules):
-    if mode == "xla" and molecules is None:
-        pytest.skip("XLA needs the shapes of what it compiles")
     model, x = _built(dtype="float32", molecules=molecules)
     penalty = GradientPenalty(0.7, bound=None)
     _, _, gradients = evaluation.evaluated(penalty, model, x, _Y)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import cases
 import keras
 import numpy as np
 import pytest
@@ -35,7 +36,9 @@ def test_checks_return_numbers_of_python(kind):
         checks.integer("n", np.bool_(True), 1)
 
 
-@pytest.mark.parametrize("kind", _INTEGERS)
+@pytest.mark.parametrize(
+    "kind", cases.some_slow(_INTEGERS, [np.int32, np.uint8])
+)
 def test_models_train_and_are_saved(kind, tmp_path):
     penalty = FisherPenalty(
         np.float32(0.5),

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
-import cases
 import keras
 from keras import layers
 import numpy as np
@@ -61,14 +58,9 @@ _CASES = {
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "kind", "data"),
-    cases.in_turns(
-        itertools.product(_CASES, ["functional", "subclassed"]),
-        ("arrays", "dataset"),
-        name="-".join,
-    ),
-)
+@pytest.mark.parametrize("data", ["arrays", "dataset"])
+@pytest.mark.parametrize("kind", ["functional", "subclassed"])
+@pytest.mark.parametrize("name", _CASES)
 def test_models_train_as_plain_keras_does(name, kind, data):
     structure, loss, y = _CASES[name]
     given = dict(x=_X, y=y, batch_size=6, shuffle=False)

@@ -108,10 +108,9 @@ _PENALTIES = {
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "ignore_class", "mode"),
-    cases.in_turns([(n, c) for n in _PENALTIES for c in (-1, 0)]),
-)
+@pytest.mark.parametrize("mode", cases.MODES)
+@pytest.mark.parametrize("ignore_class", [-1, 0])
+@pytest.mark.parametrize("name", _PENALTIES)
 def test_penalties_leave_them_out(name, ignore_class, mode):
     model, penalty = _network(), _PENALTIES[name]
     likelihood, y = (
@@ -142,8 +141,8 @@ def test_a_fraction_of_the_batch_leaves_out_its_own():
     np.testing.assert_allclose(found, 0.3 * norm / size / _BATCH, rtol=1e-9)
 
 
-@pytest.mark.parametrize("form", ["tokens", "column"])
-@pytest.mark.parametrize("from_dataset", [False, True])
+@pytest.mark.parametrize("form", ["tokens", *cases.slow(["column"])])
+@pytest.mark.parametrize("from_dataset", [True, *cases.slow([False])])
 def test_traces_leave_them_out(from_dataset, form):
     model = _network()
     y = _labels(-1)

@@ -83,7 +83,7 @@ def _built(name, dtype):
     return model, tf.constant(x, dtype)
 
 
-@pytest.mark.parametrize("mode", ["xla", *cases.slow(["graph", "eager"])])
+@pytest.mark.parametrize("mode", ["graph", "xla", *cases.slow(["eager"])])
 @pytest.mark.parametrize("name", ["ResNeXt", "U-Net", "U-Net nearest"])
 def test_the_gradient_is_that_of_differences(name, mode):
     penalty = FisherPenalty(0.7)
@@ -107,7 +107,7 @@ def test_the_gradient_is_that_of_differences(name, mode):
     assert found == pytest.approx(expected, rel=tolerance)
 
 
-@pytest.mark.parametrize("name", ["ResNeXt", "U-Net"])
+@pytest.mark.parametrize("name", [*cases.slow(["ResNeXt"]), "U-Net"])
 def test_xla_agrees_with_the_graph(name):
     for dtype, tolerance in (("float64", 1e-6), ("float32", 1e-3)):
         model, x = _built(name, dtype)

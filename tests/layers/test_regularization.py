@@ -32,15 +32,14 @@ def _fit(model, epochs=2, learning_rate=0.1, **kwargs):
     ).history
 
 
+@pytest.mark.parametrize("mode", cases.MODES)
 @pytest.mark.parametrize(
-    "penalty, mode",
-    cases.in_turns(
-        [
-            *cases.FISHER_PENALTIES,
-            UniformLabelPenalty(0.3, bound=None, exclude="bias"),
-        ],
-        name=cases.name_of_penalty,
-    ),
+    "penalty",
+    [
+        *cases.FISHER_PENALTIES,
+        UniformLabelPenalty(0.3, bound=None, exclude="bias"),
+    ],
+    ids=cases.name_of_penalty,
 )
 def test_around_a_whole_model_it_is_fisher_models_penalty(penalty, mode):
     options = dict(jit_compile=mode == "xla", run_eagerly=mode == "eager")
@@ -202,7 +201,7 @@ def test_wraps_unbuilt_and_several_inputs(name):
     assert len(layer.trainable_variables) == len(model.trainable_variables)
 
 
-@pytest.mark.parametrize("every", [1, 10])
+@pytest.mark.parametrize("every", [*cases.slow([1]), 10])
 def test_two_and_two_epochs_through_a_file_equal_four(every, tmp_path):
     penalty = FisherPenalty(0.3, every=every)
 

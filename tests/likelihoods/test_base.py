@@ -378,7 +378,9 @@ class _Exponential(likelihoods.Likelihood):
         return -outputs - tf.cast(y, outputs.dtype) * tf.exp(-outputs)
 
 
-@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize(
+    "jit", [False, pytest.param(True, marks=pytest.mark.slow)]
+)
 def test_a_likelihood_of_ones_own_is_measured_penalized_and_saved(
     jit, tmp_path
 ):

@@ -87,6 +87,7 @@ def test_ranking_changes_nothing_about_the_training():
     assert often["test_accuracy"] == seldom["test_accuracy"]
 
 
+@pytest.mark.slow
 def test_script_ends_with_a_table_and_goes_on_where_it_was(
     tmp_path, monkeypatch
 ):
