@@ -20,8 +20,8 @@ from keras_fisher._common import examples as examples_lib
 from keras_fisher._common import keras_layers
 from keras_fisher._common import random_draws
 from keras_fisher._common import structures
-from keras_fisher._derivatives import precision as precision_lib
 from keras_fisher._derivatives import second_derivatives
+from keras_fisher._derivatives import way as way_lib
 from keras_fisher._derivatives.independence import examples_are_independent
 
 # Of the draws from one integer; labels are in stream 0.
@@ -73,8 +73,8 @@ class Forward:
         tape: Persistent tape from `targets` to `subset_outputs`.
         second_tape: Another one, for second derivatives; None if not asked
             for.
-        precision: The coarsest dtype on the way from `targets` to the
-            outputs; None if the pass is not replayable.
+        way: What lies between `targets` and the outputs; None if the pass is
+            not replayable.
     """
 
     outputs: Any
@@ -87,7 +87,7 @@ class Forward:
     targets: list[Any]
     tape: tf.GradientTape
     second_tape: tf.GradientTape | None
-    precision: tf.DType | None
+    way: way_lib.Way | None
     _state_before: list[Any]
     _was_picked: bool
     _is_differentiable: bool
@@ -165,11 +165,11 @@ def run(
             run_on, rest = _split(inputs, subset)
 
     targets = _targets(layer, run_on if watch_inputs else [])
-    precision = None
+    way = None
     if replayable and tf.executing_eagerly():
         # Before the pass: layers may keep what they were called with last.
         with _recording([], [], differentiable):
-            precision = _traced_precision(layer, run_on, targets)
+            way = _traced_way(layer, run_on, targets)
     tape, second_tape = _tape(), _tape() if twice else None
     tapes = [second_tape, tape] if twice else [tape]
     with _recording(tapes, targets, differentiable):
@@ -185,8 +185,8 @@ def run(
         outputs = _joined(
             subset_outputs, layer(rest, training=True), subset, batch_size
         )
-    if replayable and precision is None:
-        precision = precision_lib.of_graph(targets, subset_outputs)
+    if replayable and way is None:
+        way = way_lib.of_graph(targets, subset_outputs)
     return Forward(
         outputs=outputs,
         subset_outputs=subset_outputs,
@@ -198,7 +198,7 @@ def run(
         targets=targets,
         tape=tape,
         second_tape=second_tape,
-        precision=precision,
+        way=way,
         _state_before=state_before,
         _was_picked=subset.first is not None and rest is None,
         _is_differentiable=differentiable,
@@ -238,9 +238,9 @@ def _call_on(layer, inputs: Any, targets: list, state: list) -> Any:
         return layer(inputs, training=True)
 
 
-def _traced_precision(layer, inputs: Any, targets: list) -> tf.DType:
-    """The coarsest dtype of a pass that runs eagerly."""
-    return precision_lib.of_function(
+def _traced_way(layer, inputs: Any, targets: list) -> way_lib.Way:
+    """What a pass that runs eagerly has on it."""
+    return way_lib.of_function(
         lambda tensors: _call_on(layer, inputs, tensors, []),
         targets,
         otherwise=[

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import dataclasses
 from typing import Any
 from typing import Protocol
+import warnings
 
 import keras
 import tensorflow as tf
@@ -28,6 +29,7 @@ from keras_fisher._derivatives import loss_scale as loss_scale_lib
 from keras_fisher._derivatives import second_derivatives
 from keras_fisher._derivatives.forward import Forward
 from keras_fisher._derivatives.gradients import Gradients
+from keras_fisher._derivatives.way import Way
 
 
 class Norm(Protocol):
@@ -185,6 +187,7 @@ class SquaredNorms:
 
     def _finite_difference(self, weights, count) -> list[tf.Tensor]:
         forward = self.forward
+        _warn_of_kinks(forward.way)
         here, scale = self._gradients(
             forward.tape, forward.subset_outputs, forward.targets, weights
         )
@@ -195,7 +198,7 @@ class SquaredNorms:
         ):
             direction[i] = here[i] if is_selected else None
         step = gradients_lib.difference_step(
-            direction, forward.targets, forward.precision
+            direction, forward.targets, forward.way.precision
         )
         moved = [
             tf.identity(t)
@@ -265,6 +268,19 @@ class SquaredNorms:
             ],
         )
         return gradients, scale
+
+
+def _warn_of_kinks(way: Way) -> None:
+    if way.kinks and way.precision != tf.float64:
+        warnings.warn(
+            'With `method="finite_difference"` the gradient of the penalty is '
+            "likely to be mostly noise: the model computes in "
+            f"{way.precision.name}, and its derivative jumps in kinks, those "
+            f'of {", ".join(way.kinks)}. Use `method="exact"`, the dtype '
+            'policy "float64", or smooth activations and average pooling.',
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 def _check_moved(here: Gradients, there: Gradients) -> None:

@@ -115,7 +115,8 @@ def explained():
         raise ValueError(
             "A layer has no second derivative, which "
             '`method="exact"` needs. Give the penalty '
-            '`method="finite_difference"`, which works with any layer but '
+            '`method="finite_difference"`, which works with any layer (and '
+            "well with smooth ones, and with others in `float64`) but "
             "those that `tf.recompute_grad` is around: for these, use "
             "`keras_fisher.layers.Rematerialization` instead. "
             f"(TensorFlow says: {error})"

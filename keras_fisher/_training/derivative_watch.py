@@ -41,7 +41,8 @@ def _look(network: keras.Model, x: Any) -> None:
             "differentiated itself; what stops gradients on purpose "
             "counts as constant. Give the penalty "
             '`method="finite_difference"`, which goes by first '
-            "derivatives alone, or see `keras_fisher.check_derivatives`.",
+            "derivatives alone (for smooth models, and others in `float64`), "
+            "or see `keras_fisher.check_derivatives`.",
             UserWarning,
             stacklevel=2,
         )

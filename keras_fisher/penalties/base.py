@@ -137,7 +137,7 @@ class Penalty(ReadOnce):
             within a network of `float64`), 3 to 8 % in `float16` and 4 to
             23 % in `bfloat16`, whatever the last layer computes in. That is
             of smooth networks: with kinks, as of ReLU and max pooling, it is
-            right in `float64` alone.
+            right in `float64` alone, which a warning says.
         exclude: Regular expressions. Variables whose path one of them is
             found in (`re.search`) are left out of the norm.
         bound: c, a number above 0. The penalty moves the parameters by

@@ -16,7 +16,7 @@ import pytest
 import tensorflow as tf
 
 from keras_fisher import GradientPenalty
-from keras_fisher._derivatives import precision
+from keras_fisher._derivatives import way
 
 _DIFFERENCE = GradientPenalty(0.7, method="finite_difference")
 
@@ -181,7 +181,7 @@ def _found(model, x, is_eager=False, **kwargs) -> str:
 
     def run(x):
         forward = _DIFFERENCE.forward(model, x, **kwargs)
-        found.append(forward.precision.name)
+        found.append(forward.way.precision.name)
 
     if is_eager:
         run(x)
@@ -309,7 +309,7 @@ def test_variables_are_found_by_what_reads_them():
     x, found = tf.Variable(tf.ones([], tf.bfloat16)), []
 
     def read():
-        found.append(precision.of_graph([x], tf.cast(x, tf.float32)))
+        found.append(way.of_graph([x], tf.cast(x, tf.float32)).precision)
 
     tf.function(read).get_concrete_function()
     assert found == [tf.bfloat16]

@@ -1,4 +1,4 @@
-"""The lowest precision on the way from some tensors to others.
+"""What lies on the way from some tensors to others.
 
 A difference of two passes carries their rounding errors, which are those of
 the coarsest operation on the way: a bilinear resizing, that TensorFlow
@@ -7,41 +7,70 @@ precision; any layer of `mixed_bfloat16` in front of a `float32` head. So the
 graph of a pass is read, with the functions that it calls and the bodies of its
 loops. What does not depend on where the way starts (constants, dropout masks)
 or does not reach its end (losses, metrics) is not on it.
+
+Derivatives also jump where a function has a kink. A step that is large enough
+for single precision takes thousands of units of a network over theirs, and
+what these add to the difference is divided by the step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Iterator
 from typing import Any
+from typing import NamedTuple
 
 import tensorflow as tf
 
 from keras_fisher._common import dtypes
 from keras_fisher._common import structures
 
+# Reductions are not among them: a logarithm of sums of exponentials takes a
+# maximum as well, which has no part in its derivative.
+_KINKS = frozenset(
+    (
+        *("Abs", "ClipByValue", "LeakyRelu", "Maximum", "Minimum", "Relu"),
+        *("Relu6", "Selu", "MaxPool", "MaxPool3D", "MaxPoolV2"),
+        "MaxPoolWithArgmax",
+    )
+)
 
-def of_graph(sources: list, outputs: Any) -> tf.DType:
-    """The lowest precision in the graph that `outputs` are tensors of.
+
+class Way(NamedTuple):
+    """What was found.
+
+    Attributes:
+        precision: The coarsest dtype, real and of floating point.
+        kinks: Sorted names of the operations whose derivative jumps.
+    """
+
+    precision: tf.DType
+    kinks: tuple[str, ...] = ()
+
+
+def of_graph(sources: list, outputs: Any) -> Way:
+    """What is on it in the graph that `outputs` are tensors of.
 
     Args:
         sources: Variables, or tensors of that graph.
         outputs: A tensor, or a list or dict of tensors.
 
     Returns:
-        A real dtype of floating point.
+        A `Way`.
     """
     starts = [_start(source) for source in sources]
     ends = structures.leaves(outputs)
     graph = ends[0].graph
-    found = _on_way(graph, {id(t) for t in starts}, ends, graph)
-    return _lowest([*found, *(t.dtype for t in ends)])
+    found = [*_on_way(graph, {id(t) for t in starts}, ends, graph)]
+    kinks = {t.op.type for t in found} & _KINKS
+    return Way(_lowest(t.dtype for t in [*found, *ends]), (*sorted(kinks),))
 
 
 def of_function(
     function: Callable[[list], Any], arguments: list, otherwise: list
-) -> tf.DType:
-    """The lowest precision in a function, which is traced and not run.
+) -> Way:
+    """What is on it in a function, which is traced and not run.
 
     Args:
         function: Of a list of tensors; changes nothing.
@@ -49,7 +78,7 @@ def of_function(
         otherwise: The dtypes to go by if it cannot be traced.
 
     Returns:
-        A real dtype of floating point.
+        A `Way`.
     """
     found = []
 
@@ -61,11 +90,11 @@ def of_function(
     try:
         tf.function(trace, autograph=False).get_concrete_function(*specs)
     except Exception:  # Of code that only runs eagerly, whichever it is.
-        return _lowest(otherwise)
+        return Way(_lowest(otherwise))
     return found[0]
 
 
-def _lowest(found: list) -> tf.DType:
+def _lowest(found: Iterable[tf.DType]) -> tf.DType:
     real = [tf.as_dtype(dtype).real_dtype for dtype in found]
     return max(real, key=dtypes.rounding_unit)
 
@@ -80,14 +109,14 @@ def _start(source) -> tf.Tensor:
 
 def _on_way(
     graph: tf.Graph, starts: set[int], ends: list, library: tf.Graph
-) -> Iterator[tf.DType]:
-    """The dtypes of floating point from tensors to others in one graph."""
+) -> Iterator[tf.Tensor]:
+    """The numbers from some tensors to others in one graph."""
     needed = _ancestors(ends)
     reached = _reached(graph, starts, needed, library)
     for operation in needed:
         for output in operation.outputs:
             if id(output) in reached and _is_number(output.dtype):
-                yield output.dtype
+                yield output
         for body in _bodies(operation, library):
             inside = _entered(operation, body, reached)
             is_loop = operation.type.endswith("While")
