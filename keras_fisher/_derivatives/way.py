@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from typing import Any
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from keras_fisher._common import dtypes
@@ -63,7 +64,7 @@ def of_graph(sources: list, outputs: Any) -> Way:
     ends = structures.leaves(outputs)
     graph = ends[0].graph
     found = [*_on_way(graph, {id(t) for t in starts}, ends, graph)]
-    kinks = {t.op.type for t in found} & _KINKS
+    kinks = {t.op.type for t in found if _has_kink(t.op)}
     return Way(_lowest(t.dtype for t in [*found, *ends]), (*sorted(kinks),))
 
 
@@ -92,6 +93,19 @@ def of_function(
     except Exception:  # Of code that only runs eagerly, whichever it is.
         return Way(_lowest(otherwise))
     return found[0]
+
+
+def _has_kink(operation: tf.Operation) -> bool:
+    if operation.type not in ("Maximum", "Minimum"):
+        return operation.type in _KINKS
+    # Casts that saturate have bounds that are never met, and so has what keeps
+    # a norm from being zero.
+    bounds = map(tf.get_static_value, operation.inputs)
+    return not any(
+        bound is not None
+        and np.all((bound != 0) & ((abs(bound) < 1e-6) | (abs(bound) > 6e4)))
+        for bound in bounds
+    )
 
 
 def _lowest(found: Iterable[tf.DType]) -> tf.DType:

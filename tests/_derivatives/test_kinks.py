@@ -25,6 +25,10 @@ _WITH = {
         "Maximum",
         lambda: layers.Lambda(lambda x: keras.ops.maximum(x, 0.1 * x)),
     ),
+    "clipped": (
+        "Maximum, Minimum",
+        lambda: layers.Lambda(lambda x: keras.ops.clip(x, -1, 1)),
+    ),
     "a loop": (
         "Abs",
         lambda: layers.Lambda(lambda x: tf.map_fn(tf.abs, x)),
@@ -37,6 +41,8 @@ _WITHOUT = {
     "statistics": layers.BatchNormalization,
     "by example": layers.LayerNormalization,
     "pooling": lambda: layers.AveragePooling2D(2),
+    "far away": lambda: layers.Lambda(lambda x: keras.ops.clip(x, -1e5, 1e5)),
+    "unit norm": layers.UnitNormalization,
     "dropout": lambda: layers.Dropout(0.5),
     "beside": lambda: layers.ActivityRegularization(l1=0.1),
     "sums": lambda: layers.Lambda(
