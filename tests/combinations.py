@@ -21,8 +21,8 @@ Values = tuple[tuple[Hashable, Hashable], ...]
 def in_turns(cases: Iterable[Values]) -> set[Values]:
     """Few cases that have every value of every axis.
 
-    Those of the longest axis come once each, with those of the others that had
-    the fewest turns before.
+    One of each value, in order, with those of other axes that had the fewest
+    turns before.
 
     Args:
         cases: Each with a value of each axis.
@@ -37,8 +37,8 @@ def in_turns(cases: Iterable[Values]) -> set[Values]:
             axes[axis].setdefault((axis, value), []).append(case)
     turns = collections.Counter()
     chosen = set()
-    for axis in sorted(axes, key=lambda axis: len(axes[axis]), reverse=True):
-        for value, having in axes[axis].items():
+    for values in axes.values():
+        for value, having in values.items():
             if not turns[value]:
                 case = min(having, key=lambda c: sum(turns[v] for v in c))
                 turns.update(case)

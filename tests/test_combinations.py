@@ -65,8 +65,9 @@ def test_products_are_thinned_out_and_tables_are_not(pytester):
         @pytest.mark.parametrize("a, b", [(0, 0), (0, 1), (1, 0), (1, 1)])
         def test_table(a, b): pass
 
+        @pytest.mark.parametrize("b", [0, 1])
         @pytest.mark.parametrize("same", [[], []])
-        def test_equal_objects(same): pass
+        def test_equal_objects(same, b): pass
 
         @pytest.mark.impossible(a=[1, 2], b=0)
         @pytest.mark.impossible(a=3, b=1)
@@ -93,6 +94,9 @@ def test_products_are_thinned_out_and_tables_are_not(pytester):
         )
     }
     assert list(counts.values()) == [4, 4, 2, 4, 1]
-    assert not any(name.endswith("2]") for name in names)
+    products = {name for name in names if name.startswith("test_product")}
+    assert products == {
+        f"test_product[{each}]" for each in ("True-0", "1-1", "1.0-0", "None-1")
+    }
     everything = pytester.inline_run("-m", "slow or not slow")
-    everything.assertoutcome(passed=12 + 4 + 2 + 5 + 1, skipped=3)
+    everything.assertoutcome(passed=12 + 4 + 4 + 5 + 1, skipped=3)
