@@ -319,6 +319,29 @@ def test_without_plotly_the_tab_says_what_to_install(page, url):
         page.unroute("**/fisher/runs*")
 
 
+def test_an_answer_that_fails_is_told_and_asked_for_again(page, url):
+    def answer(route):
+        if "peaks=known" in route.request.url:
+            route.continue_()
+        else:
+            route.fulfill(status=500, body="no peaks today")
+
+    page.route("**/fisher/runs*", answer)
+    try:
+        tab = _Tab(page, url, threshold=10)
+        alert = tab.frame.get_by_role("alert")
+        alert.wait_for()
+        assert alert.inner_text() == "no peaks today"
+        assert tab.frame.locator("main").get_attribute("aria-busy") == "false"
+    finally:
+        page.unroute("**/fisher/runs*")
+    tab.frame.locator("main").evaluate(
+        "() => document.dispatchEvent(new Event('visibilitychange'))"
+    )
+    tab.frame.get_by_text("2 of 3 runs exploded").wait_for()
+    assert not tab.frame.get_by_role("alert").count()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("load_fast", ["auto", "false"])
 def test_the_page_follows_a_run_that_trains(tmp_path, page, load_fast):

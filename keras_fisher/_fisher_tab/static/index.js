@@ -78,6 +78,14 @@ class Page {
     await this.show();
   }
 
+  /** Says what went wrong, until the next look, which begins anew. */
+  fail(error) {
+    this.text = null;
+    this.number = (this.number || 0) + 1; // What is still drawn comes too late.
+    this.place.replaceChildren(element('p', { class: 'missing', role: 'alert' }, error.message));
+    this.place.setAttribute('aria-busy', 'false');
+  }
+
   async show() {
     const focused = document.activeElement?.id;
     await this.redraw();
@@ -212,9 +220,7 @@ export async function render() {
   const root = element('div', { class: 'page' });
   document.body.append(root);
   const page = new Page(root);
-  const load = () => page.load().catch((error) => {
-    page.place.replaceChildren(element('p', { class: 'missing', role: 'alert' }, error.message));
-  });
+  const load = () => page.load().catch((error) => page.fail(error));
   await load();
   const look = () => document.visibilityState === 'visible' && load();
   setInterval(look, 1000 * SECONDS);
