@@ -11,6 +11,32 @@ import pytest
 pytest_plugins = ["pytester"]
 
 
+_TESTS = """
+import pytest
+
+SLOW = pytest.mark.slow
+
+@pytest.mark.parametrize("b", [0, 1, pytest.param(2, marks=SLOW)])
+@pytest.mark.parametrize("a", [True, 1, 1.0, None])
+def test_product(a, b): pass
+
+@pytest.mark.parametrize("a, b", [(0, 0), (0, 1), (1, 0), (1, 1)])
+def test_table(a, b): pass
+
+@pytest.mark.parametrize("b", [0, 1])
+@pytest.mark.parametrize("same", [[], []])
+def test_equal_objects(same, b): pass
+
+@pytest.mark.impossible(a=[1, 2], b=0)
+@pytest.mark.impossible(a=3, b=1)
+@pytest.mark.parametrize("b", [0, 1])
+@pytest.mark.parametrize("a", [1, 2, 3, 4])
+def test_impossible(a, b): assert b == 1 or a > 2
+
+def test_alone(): pass
+"""
+
+
 def _cases(*sizes):
     ranges = ([(axis, v) for v in range(n)] for axis, n in enumerate(sizes))
     return list(itertools.product(*ranges))
@@ -53,30 +79,7 @@ def test_products_are_thinned_out_and_tables_are_not(pytester):
     pytester.makepyprojecttoml(
         '[tool.pytest.ini_options]\nmarkers = ["slow", "impossible"]'
     )
-    pytester.makepyfile("""
-        import pytest
-
-        SLOW = pytest.mark.slow
-
-        @pytest.mark.parametrize("b", [0, 1, pytest.param(2, marks=SLOW)])
-        @pytest.mark.parametrize("a", [True, 1, 1.0, None])
-        def test_product(a, b): pass
-
-        @pytest.mark.parametrize("a, b", [(0, 0), (0, 1), (1, 0), (1, 1)])
-        def test_table(a, b): pass
-
-        @pytest.mark.parametrize("b", [0, 1])
-        @pytest.mark.parametrize("same", [[], []])
-        def test_equal_objects(same, b): pass
-
-        @pytest.mark.impossible(a=[1, 2], b=0)
-        @pytest.mark.impossible(a=3, b=1)
-        @pytest.mark.parametrize("b", [0, 1])
-        @pytest.mark.parametrize("a", [1, 2, 3, 4])
-        def test_impossible(a, b): assert b == 1 or a > 2
-
-        def test_alone(): pass
-    """)
+    pytester.makepyfile(_TESTS)
     run = pytester.inline_run("-m", "not slow")
     names = [
         report.nodeid.split("::")[1]
