@@ -51,6 +51,7 @@ COMMANDS = (
     ("learning_rate_sweep.py",),
     ("label_noise.py",),
     ("penalty_comparison.py",),
+    ("bounded_penalty.py",),
     ("delayed_penalty.py",),
     ("final_curvature.py",),
     (
