@@ -23,6 +23,7 @@ class Page {
   constructor(root) {
     this.state = { ...DEFAULTS, ...readState() };
     this.runs = [];
+    this.number = 0; // of the drawing
     this.cache = new Map();
     this.sidebar = element('nav', { class: 'runs', 'aria-label': 'Runs' });
     this.tabs = element('div', { class: 'tabs', role: 'tablist' });
@@ -67,7 +68,7 @@ class Page {
 
   async take({ runs, has_plotly: hasPlotly, threshold }, isAll) {
     this.threshold = threshold;
-    this.isAll = isAll;
+    this.isWaiting = !isAll;
     const text = JSON.stringify(runs);
     if (text === this.text || isEditing()) return this.showBusy(false);
     this.text = text;
@@ -81,9 +82,10 @@ class Page {
   /** Says what went wrong, until the next look, which begins anew. */
   fail(error) {
     this.text = null;
-    this.number = (this.number || 0) + 1; // What is still drawn comes too late.
-    this.place.replaceChildren(element('p', { class: 'missing', role: 'alert' }, error.message));
-    this.place.setAttribute('aria-busy', 'false');
+    this.isWaiting = false;
+    this.number += 1; // What is still drawn comes too late.
+    this.place.replaceChildren(alertOf(error));
+    this.showBusy(false);
   }
 
   async show() {
@@ -105,7 +107,7 @@ class Page {
       return;
     }
     // What comes late may not overwrite what is newer.
-    const number = (this.number = (this.number || 0) + 1);
+    const number = (this.number += 1);
     const place = element('div', {});
     this.showBusy(true);
     if (this.state.view !== 'Verdict') this.place.replaceChildren('Loading …');
@@ -115,7 +117,7 @@ class Page {
       this.place.replaceChildren(place);
       await VIEWS[this.state.view](place, this);
     } catch (error) {
-      place.replaceChildren(element('p', { class: 'missing', role: 'alert' }, error.message));
+      place.replaceChildren(alertOf(error));
     } finally {
       if (number === this.number) this.showBusy(false);
     }
@@ -123,7 +125,7 @@ class Page {
 
   /** Busy until all is drawn, and all is known. */
   showBusy(isDrawing) {
-    this.place.setAttribute('aria-busy', String(isDrawing || !this.isAll));
+    this.place.setAttribute('aria-busy', String(isDrawing || this.isWaiting));
   }
 
   showTabs() {
@@ -173,6 +175,10 @@ class Page {
       hidden: hidden.includes(run) ? hidden.filter((each) => each !== run) : [...hidden, run],
     });
   }
+}
+
+function alertOf(error) {
+  return element('p', { class: 'missing', role: 'alert' }, error.message);
 }
 
 /** Whether someone is in the midst of something that a new page would end. */
