@@ -29,13 +29,20 @@ from keras_fisher._common import structures
 
 # Reductions are not among them: a logarithm of sums of exponentials takes a
 # maximum as well, which has no part in its derivative.
-_KINKS = frozenset(
-    (
-        *("Abs", "ClipByValue", "LeakyRelu", "Maximum", "Minimum", "Relu"),
-        *("Relu6", "Selu", "MaxPool", "MaxPool3D", "MaxPoolV2"),
-        "MaxPoolWithArgmax",
-    )
-)
+_KINKS = {
+    "Abs",
+    "ClipByValue",
+    "LeakyRelu",
+    "MaxPool",
+    "MaxPool3D",
+    "MaxPoolV2",
+    "MaxPoolWithArgmax",
+    "Maximum",
+    "Minimum",
+    "Relu",
+    "Relu6",
+    "Selu",
+}
 
 
 class Way(NamedTuple):
@@ -76,7 +83,8 @@ def of_function(
     Args:
         function: Of a list of tensors; changes nothing.
         arguments: Variables or tensors to trace it for.
-        otherwise: The dtypes to go by if it cannot be traced.
+        otherwise: The dtypes to go by if it cannot be traced; kinks are not
+            known then.
 
     Returns:
         A `Way`.
