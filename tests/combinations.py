@@ -49,15 +49,15 @@ def in_turns(cases: Iterable[Values]) -> set[Values]:
 def mark_the_others(items: Iterable[pytest.Item]) -> None:
     """Leaves the combinations that have no turn to `make test-all`.
 
-    Those that `impossible(argument=value, ...)` tells of are skipped, and take
-    nobody's turn: with `argument=[...]`, any of these values.
+    Those that `impossible(reason, argument=value, ...)` tells of are skipped,
+    and take nobody's turn: with `argument=[...]`, any of these values.
     """
     tests = collections.defaultdict(dict)
     for item in items:
         if not hasattr(item, "callspec"):
             continue
-        if _is_impossible(item):
-            item.add_marker(pytest.mark.skip(reason="impossible"))
+        if reasons := _reasons_against(item):
+            item.add_marker(pytest.mark.skip(reason="; ".join(reasons)))
         elif not item.get_closest_marker("slow"):
             name = item.nodeid.partition("[")[0]
             tests[name].setdefault(_values(item), []).append(item)
@@ -67,17 +67,19 @@ def mark_the_others(items: Iterable[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.slow)
 
 
-def _is_impossible(item: pytest.Item) -> bool:
+def _reasons_against(item: pytest.Item) -> list[str]:
     arguments = item.callspec.params
-    return any(
-        all(
+    return [
+        reason
+        for mark in item.iter_markers("impossible")
+        for (reason,) in [mark.args]
+        if all(
             arguments[name] in values
             if isinstance(values, list)
             else arguments[name] == values
             for name, values in mark.kwargs.items()
         )
-        for mark in item.iter_markers("impossible")
-    )
+    ]
 
 
 def _values(item: pytest.Item) -> Values:

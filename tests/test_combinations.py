@@ -27,8 +27,8 @@ def test_table(a, b): pass
 @pytest.mark.parametrize("same", [[], []])
 def test_equal_objects(same, b): pass
 
-@pytest.mark.impossible(a=[1, 2], b=0)
-@pytest.mark.impossible(a=3, b=1)
+@pytest.mark.impossible("small", a=[1, 2], b=0)
+@pytest.mark.impossible("three", a=3, b=1)
 @pytest.mark.parametrize("b", [0, 1])
 @pytest.mark.parametrize("a", [1, 2, 3, 4])
 def test_impossible(a, b): assert b == 1 or a > 2
@@ -101,5 +101,9 @@ def test_products_are_thinned_out_and_tables_are_not(pytester):
     assert products == {
         f"test_product[{each}]" for each in ("True-0", "1-1", "1.0-0", "None-1")
     }
+    skipped = run.getreports("pytest_runtest_logreport")
+    reasons = [str(report.longrepr) for report in skipped if report.skipped]
+    assert [reason.count("small") for reason in reasons] == [1, 1, 0]
+    assert "three" in reasons[2]
     everything = pytester.inline_run("-m", "slow or not slow")
     everything.assertoutcome(passed=12 + 4 + 4 + 5 + 1, skipped=3)

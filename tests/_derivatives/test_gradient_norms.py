@@ -18,8 +18,6 @@ from keras_fisher import UniformLabelPenalty
 from keras_fisher import likelihoods
 from keras_fisher._common import random_draws
 
-_MODES = ("eager", "graph", "xla")
-
 
 def _labels(model, x, rows=None):
     """The labels that `FisherPenalty` draws with `_SEED`."""
@@ -95,9 +93,8 @@ def test_value_and_gradient_equal_brute_force_in_float64(name):
     "dtype",
     [pytest.param("float64", marks=pytest.mark.slow), "float32"],
 )
-@pytest.mark.parametrize("mode", ["xla", "graph", "eager"])
-# Keras's own layer draws another mask there.
-@pytest.mark.impossible(name="dropout", mode="xla")
+@pytest.mark.parametrize("mode", cases.MODES)
+@pytest.mark.impossible("Keras draws another mask", name="dropout", mode="xla")
 def test_modes_agree_in_both_precisions(name, dtype, mode):
     penalty = FisherPenalty(0.7)
     model, x = networks.build(name, "float64")
@@ -155,7 +152,7 @@ def test_micro_batches_of_an_unknown_batch_size(name, mode):
     assert evaluation.relative(gradients, expected[2]) < 1e-9
 
 
-@pytest.mark.parametrize("mode", _MODES)
+@pytest.mark.parametrize("mode", cases.MODES)
 @pytest.mark.parametrize("name", ["dense", "batch_norm", "embedding"])
 def test_fraction_equals_brute_force_on_the_rows_it_draws(name, mode):
     start = random_draws.integers(
@@ -187,7 +184,7 @@ def test_finite_difference_equals_exact_in_float64(name):
 
 
 @pytest.mark.parametrize("name", ["dense", "conv2d", "batch_norm", "lstm"])
-@pytest.mark.parametrize("mode", _MODES)
+@pytest.mark.parametrize("mode", cases.MODES)
 def test_finite_difference_is_right_to_three_digits_in_float32(name, mode):
     model, x = networks.build(name, "float32")
     exact = evaluation.run("eager", FisherPenalty(0.7), model, x)
@@ -296,7 +293,7 @@ def test_finite_difference_works_without_second_derivative():
         evaluation.run("graph", FisherPenalty(), model, x)
 
 
-@pytest.mark.parametrize("mode", _MODES)
+@pytest.mark.parametrize("mode", cases.MODES)
 @pytest.mark.parametrize("method", ["exact", "finite_difference"])
 @pytest.mark.parametrize("name", ["conv1d", "batch_norm", "two_inputs"])
 def test_input_gradient_penalty_equals_brute_force(name, method, mode):
@@ -384,7 +381,7 @@ def test_more_batches_a_step_divide_the_penalty():
     ],
     ids=str,
 )
-@pytest.mark.parametrize("mode", _MODES)
+@pytest.mark.parametrize("mode", cases.MODES)
 def test_other_likelihoods_equal_brute_force(likelihood, mode):
     model, x = networks.build("dense")
     if not getattr(likelihood, "from_logits", True):

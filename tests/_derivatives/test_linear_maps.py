@@ -38,7 +38,7 @@ def _as_matrix(function, shape) -> np.ndarray:
     "method",
     ["bilinear", "nearest", "bicubic", "lanczos3", "antialias"],
 )
-@pytest.mark.impossible(method=_WITHOUT_XLA, mode="xla")
+@pytest.mark.impossible("no kernel", method=_WITHOUT_XLA, mode="xla")
 def test_both_derivatives_are_those_of_the_matrix(method, mode, dtype):
     shape = (4, 6, 1)
     function = _resize(method)

@@ -159,7 +159,7 @@ def _expected(name: str) -> list:
 
 @pytest.mark.parametrize("mode", cases.MODES)
 @pytest.mark.parametrize("name", _CASES)
-@pytest.mark.impossible(name=["bicubic", "nearest"], mode="xla")  # No kernel.
+@pytest.mark.impossible("no kernel", name=["bicubic", "nearest"], mode="xla")
 def test_differences_are_as_good_as_the_lowest_precision_allows(name, mode):
     found = evaluation.run(mode, _DIFFERENCE, *_built(_CASES[name]))[2]
     error = evaluation.relative(found, _expected(name))

@@ -57,8 +57,11 @@ _TIED = [(2,), ((3, 2), (1, 3))]
     [p[1:] for p in _POOLS],
     ids=[p[0] for p in _POOLS],
 )
-# TensorFlow has no kernel for that.
-@pytest.mark.impossible(layer=keras.layers.MaxPooling3D, dtype="float64")
+@pytest.mark.impossible(
+    "TensorFlow has no kernel",
+    layer=keras.layers.MaxPooling3D,
+    dtype="float64",
+)
 def test_max_pooling_equals_tensorflows_own_eager_kernels(
     layer, arguments, shape, jit, dtype
 ):

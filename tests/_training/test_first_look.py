@@ -80,7 +80,7 @@ def _fit(model, x, y=_Y, mode="graph", batch_size=8):
 
 @pytest.mark.parametrize("mode", cases.MODES)
 @pytest.mark.parametrize("case", [_standardized, _of_eight, _words])
-@pytest.mark.impossible(case=_words, mode="xla")  # It knows no strings.
+@pytest.mark.impossible("XLA knows no strings", case=_words, mode="xla")
 def test_nothing_is_fed_that_was_not_given(case, mode):
     network, x = _network(case)
     history = _fit(FisherModel(network, 0.1), x, mode=mode)

@@ -151,8 +151,7 @@ def _expected(penalty, model, x, rows):
     _PENALTIES,
     ids=lambda p: f"{p.fraction}{p.micro_batch_size}{p.method[0]}",
 )
-# XLA needs the shapes of what it compiles.
-@pytest.mark.impossible(mode="xla", molecules=None)
+@pytest.mark.impossible("XLA needs shapes", mode="xla", molecules=None)
 def test_penalties_equal_brute_force(penalty, mode, molecules):
     model, x = _built(molecules=molecules)
     forward = penalty.forward(model, x, seed=evaluation.SEED)
@@ -177,8 +176,7 @@ def test_penalties_equal_brute_force(penalty, mode, molecules):
 
 @pytest.mark.parametrize("mode", cases.MODES)
 @pytest.mark.parametrize("molecules", [_MOLECULES, None])
-# XLA needs the shapes of what it compiles.
-@pytest.mark.impossible(mode="xla", molecules=None)
+@pytest.mark.impossible("XLA needs shapes", mode="xla", molecules=None)
 def test_training_counts_rows_of_outputs(mode, molecules):
     model, x = _built(dtype="float32", molecules=molecules)
     penalty = GradientPenalty(0.7, bound=None)
