@@ -105,7 +105,9 @@ def main(argv: list[str]) -> None:
             "peak Tr(F)": ("peak_trace", report.number),
         },
     )
-    tables = {"": rows, "What was tried:": tuning.tried_table(tried)}
+    tables = {"": rows}
+    if len(tried):
+        tables["What was tried:"] = tuning.tried_table(tried)
     report.publish(
         _NAME.value, experiment.output_dir(), tables, frame, draw(frame)
     )

@@ -128,7 +128,8 @@ def main(argv: list[str]) -> None:
     tables = {"": rows}
     if small != best:
         tables["Gains over no penalty:"] = gains(frame, small, best)
-    tables["What was tried:"] = tuning.tried_table(tried)
+    if len(tried):
+        tables["What was tried:"] = tuning.tried_table(tried)
     report.publish(_NAME, experiment.output_dir(), tables, frame, draw(frame))
 
 

@@ -37,7 +37,8 @@ def define_methods(defaults: dict[str, tuple[float, ...]]):
         ],
         "A method and the strengths to choose from, like --strengths=FP:0.1,1; "
         f"once for each method, of {', '.join(experiment.METHODS[1:])}. "
-        "Methods that are not given are left out.",
+        "Methods that are not given are left out; one strength is taken as it "
+        "is.",
     )
     flags.register_validator(
         "strengths",
@@ -69,7 +70,8 @@ def chosen(
 
     Args:
         runs: Runs without a method.
-        strengths: To choose from, by method.
+        strengths: To choose from, by method. Nothing is tried where there is
+            one.
         title: Of the sweep.
 
     Returns:
@@ -88,20 +90,25 @@ def chosen(
         for method, values in strengths.items()
         for strength in values
         for seed in range(_TUNING_SEEDS.value)
+        if len(values) > 1
     ]
-    frame = sweep.results(
-        candidates, experiment.output_dir(), f"{title}, choosing strengths"
-    )
     by = ["learning_rate", "method", "strength"]
-    tried = frame.groupby(by, sort=False)["test_accuracy"].mean()
+    tried = pd.DataFrame(columns=[*by, "test_accuracy"])
+    if candidates:
+        tried = sweep.results(
+            candidates, experiment.output_dir(), f"{title}, choosing strengths"
+        )
+    tried = tried.groupby(by, sort=False)["test_accuracy"].mean()
     best = []
     for run in runs:
-        for method in strengths:
-            accuracies = tried[run.learning_rate, method]
+        for method, values in strengths.items():
+            strength = (
+                tried[run.learning_rate, method].idxmax()
+                if len(values) > 1
+                else values[0]
+            )
             best.append(
-                dataclasses.replace(
-                    run, method=method, strength=accuracies.idxmax()
-                )
+                dataclasses.replace(run, method=method, strength=strength)
             )
     return best, tried.rename("validation accuracy").reset_index()
 
@@ -123,6 +130,8 @@ def tried_table(tried: pd.DataFrame) -> pd.DataFrame:
 
 def best_learning_rate(rates: list[float]) -> float:
     """The learning rate that validates best without any method."""
+    if len(rates) == 1:
+        return rates[0]
     runs = [
         experiment.from_flags(
             learning_rate=rate, holdout=_HOLDOUT.value, seed=seed
