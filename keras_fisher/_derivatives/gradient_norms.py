@@ -16,7 +16,6 @@ from collections.abc import Sequence
 import dataclasses
 from typing import Any
 from typing import Protocol
-import warnings
 
 import keras
 import tensorflow as tf
@@ -27,9 +26,9 @@ from keras_fisher._common import structures
 from keras_fisher._derivatives import gradients as gradients_lib
 from keras_fisher._derivatives import loss_scale as loss_scale_lib
 from keras_fisher._derivatives import second_derivatives
+from keras_fisher._derivatives import way
 from keras_fisher._derivatives.forward import Forward
 from keras_fisher._derivatives.gradients import Gradients
-from keras_fisher._derivatives.way import Way
 
 
 class Norm(Protocol):
@@ -187,7 +186,12 @@ class SquaredNorms:
 
     def _finite_difference(self, weights, count) -> list[tf.Tensor]:
         forward = self.forward
-        _warn_of_kinks(forward.way)
+        way.warn_of_kinks(
+            forward.way,
+            'With `method="finite_difference"` the gradient of the penalty',
+            'Use `method="exact"`, the dtype policy "float64", or smooth '
+            "activations and average pooling.",
+        )
         here, scale = self._gradients(
             forward.tape, forward.subset_outputs, forward.targets, weights
         )
@@ -268,19 +272,6 @@ class SquaredNorms:
             ],
         )
         return gradients, scale
-
-
-def _warn_of_kinks(way: Way) -> None:
-    if way.kinks and way.precision != tf.float64:
-        warnings.warn(
-            'With `method="finite_difference"` the gradient of the penalty is '
-            "likely to be mostly noise: the model computes in "
-            f"{way.precision.name}, and its derivative jumps in kinks, those "
-            f'of {", ".join(way.kinks)}. Use `method="exact"`, the dtype '
-            'policy "float64", or smooth activations and average pooling.',
-            UserWarning,
-            stacklevel=2,
-        )
 
 
 def _check_moved(here: Gradients, there: Gradients) -> None:

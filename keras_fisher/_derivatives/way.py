@@ -20,6 +20,7 @@ from collections.abc import Iterable
 from collections.abc import Iterator
 from typing import Any
 from typing import NamedTuple
+import warnings
 
 import numpy as np
 import tensorflow as tf
@@ -101,6 +102,24 @@ def of_function(
     except Exception:  # Of code that only runs eagerly, whichever it is.
         return Way(_lowest(otherwise))
     return found[0]
+
+
+def warn_of_kinks(found: Way, what: str, remedy: str) -> None:
+    """Warns of a difference of two passes that jumps of a derivative spoil.
+
+    Args:
+        found: What is on the way of a pass.
+        what: That is computed by the difference, at the start of a sentence.
+        remedy: What to do about it, in sentences.
+    """
+    if found.kinks and found.precision != tf.float64:
+        warnings.warn(
+            f"{what} is likely to be mostly noise: the model computes in "
+            f"{found.precision.name}, and its derivative jumps in kinks, those "
+            f"of {', '.join(found.kinks)}. {remedy}",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _has_kink(operation: tf.Operation) -> bool:

@@ -21,6 +21,7 @@ from keras_fisher._common import structures
 from keras_fisher._derivatives import gradients as gradients_lib
 from keras_fisher._derivatives import loss_scale
 from keras_fisher._derivatives import second_derivatives
+from keras_fisher._derivatives import way
 from keras_fisher._measuring import batches as batches_lib
 from keras_fisher._measuring import function_cache
 from keras_fisher._measuring.sums import groups_of
@@ -55,7 +56,9 @@ def hessian_trace(
         Tr(H) = E_v [vᵀ H v],    H v = ∇_θ ⟨∇_θ L, v⟩.
 
     The entries of v that belong to some variables give the trace of their block
-    of H, Σ_j E[v_j (H v)_j], from the same products.
+    of H, Σ_j E[v_j (H v)_j], from the same products. Where a layer or the loss
+    has no second derivative, H v is a central difference of gradients, and a
+    warning says so if the network has kinks that spoil it.
 
     On several batches, L is the mean over examples, and each batch has probes
     of its own. The model is called with `training=False`.
@@ -216,6 +219,18 @@ class _Curvature:
             outputs = model(x, training=False)
             return self._loss_of(model, x, y, outputs, sample_weight)
 
+    def _way(self, weights, x) -> way.Way:
+        """What is on the way from the weights to the outputs."""
+        model = self._model()
+
+        def outputs(values):
+            mapping = [*zip(model.trainable_variables, values)]
+            with keras.StatelessScope(mapping):
+                return model(x, training=False)
+
+        otherwise = [w.dtype for w in weights]
+        return way.of_function(outputs, weights, otherwise)
+
     def _gradient(self, weights, x, y, sample_weight) -> list[tf.Tensor]:
         """∇L at `weights`, differentiable; without loss scale."""
         tape = tf.GradientTape(persistent=True, watch_accessed_variables=False)
@@ -258,10 +273,18 @@ class _Curvature:
     def _difference(self, x, y, sample_weight, seed, count):
         """(∇L(θ + εv) - ∇L(θ - εv)) / 2ε in place of H v."""
         weights = self._values()
+        found = self._way(weights, x)
+        way.warn_of_kinks(
+            found,
+            "A layer or the loss has no second derivative; by differences of "
+            "gradients Tr(H)",
+            'Use the dtype policy "float64", smooth activations and average '
+            "pooling, or layers with second derivatives.",
+        )
 
         def curvature(k):
             vector = _signs(weights, seed, k)
-            step = _step(weights)
+            step = _step(weights, found.precision)
             ahead, behind = (
                 self._gradient(
                     [
@@ -311,17 +334,17 @@ def _for_each(function: Callable, count: int, weights: list) -> tf.Tensor:
     )
 
 
-def _step(weights: list) -> tf.Tensor:
+def _step(weights: list, precision: tf.DType) -> tf.Tensor:
     """ε of a central difference along a vector, whose entries are ±1.
 
-    The cube root of the rounding unit times the typical size of a weight
-    balances rounding errors with those of the difference.
+    The cube root of the rounding unit of the coarsest dtype times the typical
+    size of a weight balances rounding errors with those of the difference.
     """
     dtype = gradients_lib.common_dtype(weights)
     squares = tf.reduce_sum(gradients_lib.squared_norms(weights))
     size = sum(w.shape.num_elements() for w in weights)
     typical = tf.sqrt(tf.cast(squares, dtype) / size)
-    unit = np.finfo(dtype.as_numpy_dtype).eps
+    unit = dtypes.rounding_unit(precision)
     return unit ** (1 / 3) * (0.1 + typical)
 
 
