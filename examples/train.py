@@ -42,6 +42,12 @@ _BOUND = flags.DEFINE_float(
     "loss; 0 for no bound, as in the paper.",
     lower_bound=0.0,
 )
+_WARMUP_STEPS = flags.DEFINE_integer(
+    "warmup_steps",
+    500,
+    "Steps over which the bound grows; lower it for short trainings.",
+    0,
+)
 _FRACTION = flags.DEFINE_float(
     "fraction", 1.0, "Share of the batch to compute the penalty on, in (0, 1]."
 )
@@ -116,7 +122,18 @@ _BACKUP_DIR = flags.DEFINE_string(
     "Directory for a backup after each epoch; none is made without. The same "
     "command goes on from there after a kill. Deleted when training ends.",
 )
+_SAVE = flags.DEFINE_string(
+    "save",
+    None,
+    "`.keras` file for the trained model, which examples/measure.py reads; "
+    "not saved without.",
+)
 
+flags.register_validator(
+    "save",
+    lambda path: path is None or path.endswith(".keras"),
+    "--save must end in .keras.",
+)
 flags.register_validator(
     "fraction",
     lambda fraction: 0 < fraction <= 1,
@@ -165,6 +182,7 @@ def penalty() -> penalties_lib.Penalty | None:
         method=_METHOD.value,
         exclude=_EXCLUDE.value,
         bound=_BOUND.value or None,
+        warmup_steps=_WARMUP_STEPS.value,
     )
 
 
@@ -251,6 +269,10 @@ def trained() -> keras_fisher.FisherModel:
         f"peak Tr(F): {early.peak_trace:.4g} (step {early.peak_step})"
     )
     print(f"Test accuracy: {100 * results['accuracy']:.1f} %")
+    if _SAVE.value:
+        # By each worker of several, all of which have the same weights.
+        with common.replacing(_SAVE.value) as temporary:
+            model.save(temporary)
     return model
 
 

@@ -3,7 +3,7 @@
     frame = keras_fisher.logs.read("logs")  # every point of every curve
     table = keras_fisher.logs.runs("logs")  # one row a run
 
-Needs pandas, which comes with `pip install keras_fisher[plot]`.
+Needs pandas, which comes with `pip install "keras_fisher[plot]"`.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ Each function draws into the Matplotlib axes it is given, or into those of a
 new figure, and returns them. Legends stand to the right of the axes: figures
 with several should have `layout="constrained"`, which makes room for them.
 
-Needs Matplotlib, seaborn and SciPy, which `pip install keras_fisher[plot]`
+Needs Matplotlib, seaborn and SciPy, which `pip install "keras_fisher[plot]"`
 brings, and raises an ImportError that says so without them.
 """
 
@@ -112,7 +112,7 @@ def penalty_ratio(
 ) -> Axes:
     """Draws ‖∇penalty‖ / ‖∇loss‖ over the optimizer steps, a line for each run.
 
-    Where it is above the bound, the bound shortens the penalty's gradient.
+    Above the bound, lower in the first `warmup_steps`, ∇P is shortened.
 
     Args:
         frame: What `keras_fisher.logs.read` returns.

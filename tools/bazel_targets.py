@@ -33,7 +33,7 @@ _PACKAGES_OF_METHODS = {"to_markdown": "tabulate"}
 # In environments of their own, or installed by hand; tests skip without them.
 _ELSEWHERE = {
     *("backpack", "grain", "jax", "nngeometry", "torch"),
-    *("keras_hub", "mkdocs", "onnxruntime", "tf2onnx"),
+    *("griffe", "keras_hub", "mkdocs", "onnxruntime", "tf2onnx"),
 }
 _HEAD = """\
 # Written by `make bazel-targets`, from what the files import.

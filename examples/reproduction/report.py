@@ -20,6 +20,8 @@ from keras_fisher import plotting
 
 def percent(values: pd.Series) -> str:
     """Mean and standard error, from shares, in percent."""
+    if values.isna().all():
+        return ""
     if len(values) < 2:
         return f"{100 * values.mean():.1f}"
     return f"{100 * values.mean():.1f} ± {100 * values.sem():.1f}"

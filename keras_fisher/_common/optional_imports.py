@@ -22,6 +22,6 @@ def imported(name: str, needed_by: str) -> ModuleType:
         raise ImportError(
             f"{needed_by} needs {name.partition('.')[0]}, which cannot be "
             f"imported ({error}). Install it with "
-            "`pip install keras_fisher[plot]`.",
+            '`pip install "keras_fisher[plot]"`.',
             name=error.name,
         ) from error

@@ -159,7 +159,8 @@ def uniform(shape: Any, seed: tf.Tensor, dtype: Any = tf.float32) -> tf.Tensor:
 
     Args:
         shape: Shape of the result.
-        seed: See `draw` and `from_example`.
+        seed: What a likelihood is given to draw from: an `int64` tensor of
+            shape `(2,)`, or `(3,)` for a draw that begins at an example.
         dtype: `float32` or `float64`; a smaller one has not all multiples.
 
     Returns:

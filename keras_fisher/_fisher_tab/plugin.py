@@ -138,7 +138,9 @@ def _static(name: str, request: wrappers.Request):
 def _plotly(request: wrappers.Request):
     spec = importlib.util.find_spec("plotly")
     if spec is None:
-        raise exceptions.NotFound("Charts need: pip install keras_fisher[plot]")
+        raise exceptions.NotFound(
+            'Charts need: pip install "keras_fisher[plot]"'
+        )
     path = pathlib.Path(spec.origin).parent / "package_data" / "plotly.min.js"
     return http_util.Respond(
         request, path.read_text("utf-8"), "text/javascript", expires=86400

@@ -240,7 +240,7 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
             return HeatMap()
         warnings.warn(
             "The heat map of Tr(F) by layer needs matplotlib: `pip install "
-            "keras_fisher[plot]`. Without it, pass `heat_map=False`.",
+            '"keras_fisher[plot]"`. Without it, pass `heat_map=False`.',
             stacklevel=2,
         )
         return None

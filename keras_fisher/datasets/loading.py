@@ -223,7 +223,7 @@ def _missing_package_explained(name: str) -> Iterator[None]:
         raise ImportError(
             f"The data set {name!r} needs the package {package!r}, which "
             f"cannot be imported ({error}). Install it with "
-            "`pip install keras_fisher[data]`.",
+            '`pip install "keras_fisher[data]"`.',
             name=error.name,
         ) from error
 

@@ -46,9 +46,11 @@ class FisherRegularization(ReadOnce, keras.layers.Wrapper):
     the last unbiased estimate B ‖ĝ‖² of Tr(F) of the wrapped part, and its
     loss includes the penalty, as with any Keras regularizer.
 
-    Around a whole model it is the same penalty as `FisherModel`'s, which is
-    faster: it shares one more backward pass, and compiles steps with and
-    without the penalty separately under XLA.
+    Around a whole model, with `bound=None`, it is the same penalty as
+    `FisherModel`'s, which is faster: it shares one more backward pass, and
+    compiles steps with and without the penalty separately under XLA. A bound
+    takes ‖ĝ‖ for ‖∇L‖ and its mean m, since the layer sees no gradient of the
+    loss.
 
     A penalty whose value, or the squared norm of whose gradient, is not finite
     makes the loss of the batch NaN, so that `keras.callbacks.TerminateOnNaN`
@@ -57,8 +59,8 @@ class FisherRegularization(ReadOnce, keras.layers.Wrapper):
 
     The layer sees neither weights of examples, which are of the loss alone,
     nor the optimizer: where that accumulates the gradients of N batches, each
-    of them is penalized by itself. Divide α by N to get `FisherModel`'s
-    penalty of all N together.
+    of them is penalized by itself. With `bound=None`, divide α by N to get
+    `FisherModel`'s penalty of all N together.
 
     A `train_step` of your own has to call the model with `training=True`, and
     to add `self.losses` to the loss, as Keras's does. Where one of them is

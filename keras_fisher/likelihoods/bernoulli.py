@@ -23,6 +23,8 @@ from keras_fisher.likelihoods.base import not_probabilities
 class Bernoulli(Likelihood):
     """Independent yes-or-no labels, the sigmoid of each output.
 
+    -log p(y|x) = -y log p - (1 - y) log(1 - p) for each output, with p the
+    sigmoid of a logit, or a probability itself.
     Labels have the shape of the outputs; a label between 0 and 1 counts as
     both answers, weighted.
 

@@ -24,6 +24,7 @@ from keras_fisher.likelihoods.base import not_probabilities
 class Categorical(Likelihood):
     """One of C classes, the softmax of the last axis.
 
+    -log p(y|x) = -log softmax(f(x))_y of logits, -log f(x)_y of probabilities.
     Labels are class indices of shape `outputs.shape[:-1]` (or with a last
     axis of 1), or one-hot or soft labels of the shape of the outputs.
 
@@ -32,6 +33,9 @@ class Categorical(Likelihood):
         ignore_class: Class index that stands, in the data, where there is no
             label (padding): such positions do not count. The model may draw
             it elsewhere, if it is one of its classes.
+
+    Raises:
+        ValueError: If `ignore_class` is not an integer or None.
 
     Example:
     >>> likelihood = keras_fisher.likelihoods.Categorical(from_logits=True)

@@ -26,6 +26,9 @@ class Gaussian(Likelihood):
     Args:
         stddev: The standard deviation σ, a positive number.
 
+    Raises:
+        ValueError: If it is not.
+
     Example:
     >>> likelihood = keras_fisher.likelihoods.Gaussian(stddev=1.0)
     >>> y, outputs = tf.ones((1, 1)), tf.fill((1, 1), 2.0)

@@ -26,6 +26,9 @@ class Laplace(Likelihood):
     Args:
         scale: The mean absolute error b, a positive number.
 
+    Raises:
+        ValueError: If it is not.
+
     Example:
     >>> likelihood = keras_fisher.likelihoods.Laplace(scale=1.0)
     >>> y, outputs = tf.ones((1, 1)), tf.fill((1, 1), 2.0)

@@ -144,10 +144,15 @@ class Penalty(ReadOnce):
             min(1, c w min(‖∇L‖, m) / ‖∇P‖) ∇P, whose length is at most c times
             that of the gradient of the loss, and of the mean m of that length
             over the last hundred steps or so. So a large α does no harm. None
-            for ∇P itself, the paper's penalty.
+            for ∇P itself, the paper's penalty. `FisherRegularization` takes
+            ‖ĝ‖ for both lengths; in a loop of your own it has no effect.
         warmup_steps: Optimizer steps, from `start` on, over which w grows to
             1 in equal parts, so that a network with random weights, whose
-            Tr(F) may be in millions, begins to learn; 0 for w = 1.
+            Tr(F) may be in millions, begins to learn; 0 for w = 1, as in
+            trainings of few steps.
+
+    Raises:
+        ValueError: If an argument is not as described.
     """
 
     name: str  # how `get` finds the class

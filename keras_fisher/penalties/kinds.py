@@ -40,9 +40,10 @@ class FisherPenalty(Penalty):
 
 @keras.saving.register_keras_serializable(package="keras_fisher")
 class GradientPenalty(Penalty):
-    """GP: the squared norm of the gradient with the data set's labels.
+    """GP: α ‖(1/B) Σ_i ∇_θ -log p_θ(y_i|x_i)‖², with the data set's labels.
 
-    Source: Jastrzebski et al., ICML 2021, section 4.
+    It shrinks the gradient of the loss that is being minimized. Source:
+    Jastrzebski et al., ICML 2021, section 4.
 
 
     Example:
@@ -61,9 +62,10 @@ class GradientPenalty(Penalty):
 
 @keras.saving.register_keras_serializable(package="keras_fisher")
 class UniformLabelPenalty(Penalty):
-    """GP_r: as the Fisher Penalty, with labels drawn uniformly.
+    """GP_r: α ‖(1/B) Σ_i ∇_θ -log p_θ(ŷ_i|x_i)‖², ŷ_i uniform.
 
-    Source: Jastrzebski et al., ICML 2021, section 4.
+    As the Fisher Penalty, with labels that say nothing of the model. Source:
+    Jastrzebski et al., ICML 2021, section 4.
 
 
     Example:

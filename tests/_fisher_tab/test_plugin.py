@@ -267,7 +267,7 @@ def test_without_plotly_the_page_is_told(server, monkeypatch):
     monkeypatch.setitem(sys.modules, "plotly", None)
     answer = server.open("/plotly.js")
     assert answer.status_code == 404
-    assert "pip install keras_fisher[plot]" in answer.text
+    assert 'pip install "keras_fisher[plot]"' in answer.text
     assert not server.ask("/runs")["has_plotly"]
 
 

@@ -183,7 +183,7 @@ def test_missing_package_is_named_with_the_way_to_install_it(
     monkeypatch.delitem(sys.modules, f"{module}.datasets", raising=False)
     with pytest.raises(ImportError, match=package) as error:
         load(name, "train", data_dir=tmp_path)
-    assert "pip install keras_fisher[data]" in str(error.value)
+    assert 'pip install "keras_fisher[data]"' in str(error.value)
 
 
 @pytest.mark.parametrize(

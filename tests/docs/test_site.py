@@ -109,6 +109,16 @@ def test_entries_are_not_empty(site):
             assert words[:30] in shown, (name, summary)
 
 
+@pytest.mark.parametrize("kind", ["Fisher", "Gradient", "UniformLabel"])
+def test_penalties_have_the_arguments_that_they_share(site, kind):
+    page = (site / "api" / "penalties" / "index.html").read_text("utf-8")
+    _, _, rest = page.partition(f'id="keras_fisher.{kind}Penalty"')
+    entry, _, _ = rest.partition('id="keras_fisher.')
+    for argument in ("alpha", "bound", "warmup_steps", "every"):
+        assert f"<code>{argument}</code>" in entry, argument
+    assert "ValueError" in entry
+
+
 @pytest.mark.parametrize("words", _SEARCHED)
 def test_the_search_finds(site, words):
     index = json.loads((site / "search" / "search_index.json").read_text())

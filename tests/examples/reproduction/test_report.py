@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pandas as pd
 import report
+
+
+def test_what_no_run_has_is_left_empty():
+    nothing = pd.Series([math.nan, math.nan])
+    assert report.percent(nothing) == report.number(nothing) == ""
 
 
 def test_tables_have_means_with_standard_errors():
