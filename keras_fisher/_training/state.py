@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_fisher._common import dtypes
@@ -30,11 +31,14 @@ class FisherState(keras.layers.Layer):
     ):
         super().__init__(dtype=dtype, trainable=False, name=name)
         self._synchronization = synchronization
+        # What was loaded before there was a variable for it.
+        self._loaded = {}
         self.fisher_trace = self._scalar("fisher_trace", NOTHING)
         self.fisher_penalty = self._scalar("fisher_penalty", 0.0)
         self.fisher_nonfinite = self._scalar("fisher_nonfinite", 0.0, "sum")
-        self.fisher_ratio = self.fisher_alpha = None
+        self.fisher_ratio = None
         self._gradients = {}
+        self._alpha = lambda: None
         # By weak references, or Keras would take them for variables of this.
         self._owners = {}
         self._random_state = list
@@ -56,6 +60,8 @@ class FisherState(keras.layers.Layer):
     def _variable(
         self, name, shape, dtype, initializer, aggregation="mean"
     ) -> keras.Variable:
+        if name in self._loaded:
+            initializer = keras.initializers.Constant(self._loaded.pop(name))
         # `add_weight` does not take the synchronization.
         with keras.name_scope(self.name):
             return keras.Variable(
@@ -107,7 +113,9 @@ class FisherState(keras.layers.Layer):
         Args:
             alpha: α of this one, to be saved and loaded; None for nothing.
         """
-        self.fisher_alpha = alpha
+        # As the random state: Keras would train a variable of the user's.
+        self._alpha = lambda: alpha
+        self._loaded = {}
         for variable in self._gradients.values():
             variable.assign(tf.zeros_like(variable))
 
@@ -165,9 +173,8 @@ class FisherState(keras.layers.Layer):
 
     def _saved(self) -> dict[str, keras.Variable]:
         variables = {v.name: v for v in self.weights}
-        if self.fisher_alpha is not None:
-            # Keras goes on tracking that of an earlier penalty.
-            variables["fisher_alpha"] = self.fisher_alpha
+        if (alpha := self._alpha()) is not None:
+            variables["fisher_alpha"] = alpha
         for i, variable in enumerate(self._random_state()):
             variables[f"random_state_{i}"] = variable
         return variables
@@ -178,9 +185,14 @@ class FisherState(keras.layers.Layer):
 
     def load_own_variables(self, store) -> None:
         # Files of models that measured or stored less leave the rest as it is.
-        for name, variable in self._saved().items():
-            if name in store:
-                variable.assign(store[name])
+        # What there is more of may get its variable later, with the network's.
+        saved = self._saved()
+        self._loaded = {}
+        for name in [*store.keys()]:
+            if name in saved:
+                saved[name].assign(store[name])
+            else:
+                self._loaded[name] = np.array(store[name])
 
 
 def _last(variable: keras.Variable) -> tf.Tensor:

@@ -36,6 +36,8 @@ class Alpha:
             self._schedule = value
         elif isinstance(value, keras.Variable) and value.shape == ():
             self._variable = value
+            if not tf.inside_function():
+                _checked(self._current())
         else:
             self._number = _checked(value)
             self.moves = False

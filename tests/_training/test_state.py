@@ -109,6 +109,50 @@ def test_weights_resume_in_a_new_model(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    "penalty",
+    [
+        FisherPenalty(1.0, every=4, warmup_steps=0),
+        *cases.slow([FisherPenalty(1.0, warmup_steps=0), None]),
+    ],
+    ids=str,
+)
+def test_what_is_built_after_it_was_compiled_resumes(penalty, tmp_path):
+    def compiled():
+        keras.utils.set_random_seed(3)
+        network = keras.Sequential([keras.layers.Dense(3)])
+        return training.compiled(FisherModel(network, penalty, seed=2))
+
+    whole = compiled()
+    training.fit(whole, epochs=4)
+    half = compiled()
+    training.fit(half, epochs=2)
+    path = tmp_path / "half.weights.h5"
+    half.save_weights(path)
+    again = compiled()
+    again(training.X[:1])
+    again.optimizer.build(again.trainable_variables)
+    again.load_weights(path)
+    training.fit(again, epochs=2)
+    training.assert_equal(again.get_weights(), whole.get_weights())
+
+
+def test_another_penalty_takes_nothing_from_a_file(tmp_path):
+    path = tmp_path / "one.weights.h5"
+    one = training.compiled(
+        FisherModel(training.network(), FisherPenalty(1.0, every=4), seed=2)
+    )
+    training.fit(one, epochs=1)
+    one.save_weights(path)
+    other = training.compiled(FisherModel(training.network(), seed=2))
+    other.optimizer.build(other.trainable_variables)
+    other.load_weights(path)
+    other.penalty = FisherPenalty(1.0, every=4)
+    other(training.X[:1])
+    for stored in other.state.gradients(other.model):
+        assert not np.any(stored)
+
+
 def _with_lora(network):
     network.layers[0].enable_lora(2)
 

@@ -199,6 +199,34 @@ def test_alpha_moves_in_a_layer(moves, every):
     _assert_same(network, expected)
 
 
+@pytest.mark.parametrize("is_layer", [False, True])
+def test_a_variable_of_the_users_is_not_trained(is_layer):
+    alpha = keras.Variable(0.5, dtype="float64")
+    assert alpha.trainable
+    network = _network()
+    penalty = GradientPenalty(alpha, bound=None, start=1)
+    if is_layer:
+        layer = FisherRegularization(network, FisherPenalty(alpha))
+        model = keras.Sequential([keras.Input((6,)), layer])
+    else:
+        model = FisherModel(network, penalty)
+    _compile(model, steps=2)
+    _fit(model, epochs=2)
+    assert float(alpha) == 0.5
+    assert all(v is not alpha for v in model.weights)
+    if not is_layer:
+        expected = _train_by_hand(
+            _network(), [0, *[0.5] * 7].__getitem__, 2 * _STEPS
+        )
+        _assert_same(network, expected)
+
+
+@pytest.mark.parametrize("value", [-0.1, float("nan")])
+def test_a_variable_has_to_be_a_possible_alpha(value):
+    with pytest.raises(ValueError, match="at least 0"):
+        FisherPenalty(keras.Variable(value))
+
+
 def test_a_loop_by_hand_reads_what_is_assigned():
     network, penalty = _network(), GradientPenalty(0.25)
     likelihood = likelihoods.Categorical(from_logits=True)
