@@ -116,12 +116,16 @@ class Schedule:
     def _reachable_codes(self) -> list[int]:
         penalty = self._penalty
         every = 1 if penalty is None else penalty.every
-        period = math.lcm(every, self._trace_every or 1)
-        if period > _LONGEST_PERIOD:
-            return list(range(6))
         phases = [0]
         if penalty is not None:
             phases += [penalty.start, penalty.stop or 0]
+        period = math.lcm(every, self._trace_every or 1)
+        if period > _LONGEST_PERIOD:
+            steps = np.array([*phases, *(first + 1 for first in phases)])
+            codes = Schedule(penalty, None)._codes(steps).tolist()
+            if self._trace_every is not None:
+                codes += [code | 1 for code in codes]
+            return sorted(set(codes))
         steps = [np.arange(first, first + period) for first in phases]
         return sorted(set(self._codes(np.concatenate(steps)).tolist()))
 

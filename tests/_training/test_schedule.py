@@ -7,7 +7,9 @@ import itertools
 import numpy as np
 import pytest
 import tensorflow as tf
+import training
 
+from keras_fisher import FisherModel
 from keras_fisher import FisherPenalty
 from keras_fisher import GradientPenalty
 from keras_fisher._training.schedule import FRESH
@@ -70,6 +72,48 @@ def test_steps_have_the_plan_that_the_arguments_say(penalty, trace_every):
         assert tuple(map(int, found)) == plan
 
 
-def test_a_period_too_long_to_look_through_has_all_plans():
-    steps = Schedule(FisherPenalty(0.1, every=1009), 997)
-    assert len(steps.plans) == 6
+_PLAIN = [Plan(NOTHING, False)]
+_BOTH = [*_PLAIN, Plan(NOTHING, True)]
+_REUSED = [Plan(REUSED, False), Plan(REUSED, True)]
+
+
+@pytest.mark.parametrize(
+    ("penalty", "trace_every", "plans"),
+    [
+        (None, 10**6, _BOTH),
+        (FisherPenalty(0.1), 10**6, [Plan(FRESH, True)]),
+        (
+            FisherPenalty(0.1, every=1009),
+            997,
+            [Plan(FRESH, True), *_REUSED],
+        ),
+        (
+            FisherPenalty(0.1, every=1009, reuse=False),
+            None,
+            [Plan(FRESH, True), *_PLAIN],
+        ),
+        (
+            GradientPenalty(0.1, every=10**6, reuse=False),
+            None,
+            [Plan(FRESH, False), *_PLAIN],
+        ),
+        (
+            GradientPenalty(0.1, every=1009, start=3, stop=9),
+            997,
+            [Plan(FRESH, False), Plan(FRESH, True), *_REUSED, *_BOTH],
+        ),
+    ],
+)
+def test_of_long_periods_no_impossible_plan_is_compiled(
+    penalty, trace_every, plans
+):
+    found = Schedule(penalty, trace_every).plans
+    assert len(found) == len(plans)
+    assert set(found) == set(plans)
+
+
+@pytest.mark.parametrize("penalty", [None, FisherPenalty(0.1)])
+def test_once_is_a_period_too(penalty):
+    model = FisherModel(training.network(), penalty, trace_every=10**6)
+    history = training.fit(training.compiled(model), epochs=1).history
+    assert np.isfinite(history["fisher_trace"]).all()
