@@ -69,12 +69,15 @@ def _flat(x: tf.Tensor) -> tf.Tensor:
 
 
 def symbolic_outputs(model: Any) -> Any:
-    """The outputs of a functional model, one or several, else None."""
+    """The outputs of a functional model in their structure, else None."""
     try:
         shapes = model.output_shape
     except (AttributeError, ValueError):
         return None
-    return keras.tree.map_shape_structure(keras.KerasTensor, shapes)
+    if isinstance(model, keras.Sequential):
+        return keras.tree.map_shape_structure(keras.KerasTensor, shapes)
+    # Shapes are in a list where the outputs are in a dict.
+    return model.output
 
 
 def output_names(model: Any, outputs: Any = None) -> set[str]:
@@ -85,4 +88,6 @@ def output_names(model: Any, outputs: Any = None) -> set[str]:
         outputs: Its outputs, if they are there: keys of a dict are names.
     """
     known = getattr(model, "output_names", None) or ()
+    if outputs is None:
+        outputs = symbolic_outputs(model)
     return {*known, *(outputs if isinstance(outputs, dict) else ())}

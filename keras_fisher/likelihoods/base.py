@@ -358,9 +358,9 @@ class Likelihood(ReadOnce):
         """Raises a `ValueError` if there are several outputs, or only one.
 
         Args:
-            outputs: A tensor, or a list or dict of them.
+            outputs: Something for one output, or a list or dict for several.
         """
-        are_several = not tf.is_tensor(outputs)
+        are_several = isinstance(outputs, (list, tuple, dict))
         if are_several == self.takes_several_outputs:
             return
         found = "one output"

@@ -86,8 +86,10 @@ def of_model(identifier: Any, model: keras.layers.Layer) -> Likelihood:
         return Joint(identifier)
     if not isinstance(outputs, (list, tuple, dict)):
         return get(identifier)
-    is_dict = isinstance(outputs, dict)
-    names = list(outputs) if is_dict else list(model.output_names)
+    names = list(model.output_names)
+    if isinstance(outputs, dict):
+        # In the order in which Keras takes a list of losses.
+        names = keras.tree.flatten({name: name for name in outputs})
     if isinstance(identifier, Joint):
         identifier = (
             identifier.likelihoods

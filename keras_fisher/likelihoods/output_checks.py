@@ -42,6 +42,7 @@ def check(
         return
     operations = _last_operations(layer, x)
     if operations is not None:
+        likelihood.check_structure(operations)
         likelihood.check_operation(operations, outputs)
 
 

@@ -219,6 +219,64 @@ def test_fit_takes_losses_by_name_and_order(structure, jit, tmp_path):
     assert again[0].history == again[1].history
 
 
+def _named(keys):
+    """Classes and a number, by keys that are not the names of layers."""
+    x = keras.Input((3,))
+    made = {"c": layers.Dense(3), "n": layers.Dense(1), "d": layers.Dense(3)}
+    return keras.Model(x, {key: made[key](x) for key in keys})
+
+
+@pytest.mark.parametrize(
+    ("keys", "losses"),
+    [
+        ("nc", {"c": training.LOSS, "n": "mse"}),
+        ("nc", [training.LOSS, "mse"]),
+        ("cn", [training.LOSS, "mse"]),
+        ("c", {"c": training.LOSS}),
+        ("c", training.LOSS),
+        ("dc", training.LOSS),
+    ],
+)
+def test_keys_of_outputs_need_not_be_names_of_layers(keys, losses):
+    x, y = _data("dict")
+    x = tf.cast(x, tf.float32)
+    labels = {"c": y["a"], "n": y["b"][:, :1], "d": y["a"]}
+    labels = {key: labels[key] for key in keys}
+    network = _named(keys)
+    plain = keras.models.clone_model(network)
+    plain.set_weights(network.get_weights())
+    model = FisherModel(network, trace_every=1, seed=0)
+    for each in (plain, model):
+        each.compile("sgd", losses)
+        each.fit(x, labels, shuffle=False, verbose=0)
+    training.assert_equal(network.get_weights(), plain.get_weights())
+    kinds = {"c": Categorical, "d": Categorical, "n": Gaussian}
+    assert model.likelihood.names == sorted(keys)
+    for name, part in zip(model.likelihood.names, model.likelihood.likelihoods):
+        assert isinstance(part, kinds[name])
+    trace = keras_fisher.fisher_trace(model, x, estimator="exact", by="layer")
+    assert len(trace) == len(keys)
+
+
+def test_a_dict_of_outputs_that_nobody_knows_of_is_named():
+    class Network(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = layers.Dense(3)
+
+        def call(self, x):
+            return {"logits": self.dense(x)}
+
+    x, y = _data("dict")
+    model = FisherModel(Network(), 0.1)
+    model.compile("sgd", training.LOSS)
+    with pytest.raises(ValueError, match=r"several outputs \(\['logits'\]\)"):
+        model.fit(x, {"logits": y["a"]}, verbose=0)
+    model = FisherModel(Network(), 0.1)
+    model.compile("sgd", {"logits": training.LOSS})
+    model.fit(x, {"logits": y["a"]}, verbose=0)
+
+
 class _FixedLabels(FisherPenalty):
     """The Fisher Penalty with labels that no seed changes."""
 
