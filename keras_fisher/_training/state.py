@@ -62,8 +62,9 @@ class FisherState(keras.layers.Layer):
     ) -> keras.Variable:
         if name in self._loaded:
             initializer = keras.initializers.Constant(self._loaded.pop(name))
-        # `add_weight` does not take the synchronization.
-        with keras.name_scope(self.name):
+        # What is made in a step that cannot be traced to its end is there for
+        # the next try. `add_weight` does not take the synchronization.
+        with tf.init_scope(), keras.name_scope(self.name):
             return keras.Variable(
                 initializer,
                 shape=shape,

@@ -137,6 +137,25 @@ def test_what_is_built_after_it_was_compiled_resumes(penalty, tmp_path):
     training.assert_equal(again.get_weights(), whole.get_weights())
 
 
+class _Unfinished(likelihoods.Categorical):
+    def sample(self, outputs, seed):
+        raise NotImplementedError("to be written")
+
+
+@pytest.mark.parametrize("every", [1, 4])
+def test_a_fit_that_failed_can_be_tried_again(every):
+    network = keras.Sequential([keras.layers.Dense(3)])
+    model = FisherModel(
+        network, FisherPenalty(every=every), likelihood=_Unfinished()
+    )
+    training.compiled(model)
+    with pytest.raises(NotImplementedError, match="to be written"):
+        training.fit(model, epochs=1)
+    model.likelihood = "categorical"
+    history = training.fit(model, epochs=1).history
+    assert np.isfinite(history["fisher_ratio"]).all()
+
+
 def test_another_penalty_takes_nothing_from_a_file(tmp_path):
     path = tmp_path / "one.weights.h5"
     one = training.compiled(
