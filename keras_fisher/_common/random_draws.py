@@ -7,6 +7,7 @@ into other floats); everything here is built on them.
 
 from __future__ import annotations
 
+import math
 import random
 from typing import Any
 
@@ -14,6 +15,7 @@ import keras
 import tensorflow as tf
 
 from keras_fisher._common import checks
+from keras_fisher._common import dtypes
 
 # Seeds of replicas lie far apart, so that no other run is likely to hit them.
 _REPLICA_STRIDE = 0x3C6EF35F
@@ -157,11 +159,13 @@ def _key_and_counter(seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 def uniform(shape: Any, seed: tf.Tensor, dtype: Any = tf.float32) -> tf.Tensor:
     """Draws from the multiples of 2**-24 in [0, 1), the same in any dtype.
 
+    Those of 16 bits have fewer digits, of which they are the first.
+
     Args:
         shape: Shape of the result.
         seed: What a likelihood is given to draw from: an `int64` tensor of
             shape `(2,)`, or `(3,)` for a draw that begins at an example.
-        dtype: `float32` or `float64`; a smaller one has not all multiples.
+        dtype: A dtype of floating point.
 
     Returns:
         Tensor of the given shape and dtype.
@@ -171,10 +175,14 @@ def uniform(shape: Any, seed: tf.Tensor, dtype: Any = tf.float32) -> tf.Tensor:
     >>> draws.uniform((3,), seed).shape
     TensorShape([3])
     """
+    # With more digits than the dtype has, some would be rounded to 1.
+    digits = min(24, 1 - round(math.log2(dtypes.rounding_unit(dtype))))
     leading = tf.bitwise.right_shift(
-        _bits(shape, seed), tf.constant(8, tf.uint32)
+        _bits(shape, seed), tf.constant(32 - digits, tf.uint32)
     )
-    return tf.cast(tf.cast(leading, tf.int32), dtype) * 2.0**-24
+    # In between not in 16 bits, where 2**24 is infinite.
+    scaled = tf.cast(tf.cast(leading, tf.int32), tf.float32) * 2.0**-digits
+    return tf.cast(scaled, dtype)
 
 
 def centred(shape: Any, seed: tf.Tensor) -> tf.Tensor:

@@ -74,7 +74,7 @@ class Likelihood(ReadOnce):
         """Draws ŷ ~ p(y|x).
 
         Args:
-            outputs: Model outputs, of shape `(batch, ...)`.
+            outputs: Model outputs, of shape `(batch, ...)`, in 32 bits or more.
             seed: What the functions of `likelihoods.draws` take.
 
         Returns:

@@ -368,7 +368,8 @@ class Penalty(ReadOnce):
             if self.needs_labels or likelihood.reads_labels
             else None
         )
-        labels = self.labels(likelihood, outputs, y, seed)
+        precise = structures.apply(dtypes.precise, outputs)
+        labels = self.labels(likelihood, precise, y, seed)
         mask = likelihood.visible(y, outputs, forward.mask)
 
         def score(outputs, weights):

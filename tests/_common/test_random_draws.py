@@ -334,6 +334,23 @@ def test_single_and_double_precision_uniforms_are_equal():
     np.testing.assert_array_equal(single, double)
 
 
+@pytest.mark.parametrize("mode", cases.MODES)
+@pytest.mark.parametrize(
+    ("dtype", "digits"), [(tf.float16, 11), (tf.bfloat16, 8)]
+)
+def test_uniforms_of_16_bits_are_the_first_digits(dtype, digits, mode):
+    def draw(dtype):
+        return _double(
+            cases.compiled(
+                lambda: random_draws.uniform([2**16], _seed(3), dtype), mode
+            )()
+        )
+
+    expected = np.floor(draw(tf.float64) * 2**digits) / 2**digits
+    np.testing.assert_array_equal(draw(dtype), expected)
+    assert expected.max() == 1 - 2.0**-digits
+
+
 @pytest.mark.parametrize("seed", [0, 7, -3])
 def test_streams_of_an_integer_are_other_seeds(seed):
     first, second = (random_draws.draw(seed, stream=k) for k in (0, 1))

@@ -406,6 +406,20 @@ def test_a_likelihood_of_ones_own_is_measured_penalized_and_saved(
     assert isinstance(loaded.likelihood, _Exponential)
 
 
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_a_likelihood_of_ones_own_draws_in_32_bits(policy):
+    keras.config.set_dtype_policy(policy)
+    network = training.dense_network(6, outputs=2)
+    model = keras_fisher.FisherModel(
+        network, 0.1, likelihood=_Exponential(), seed=0
+    )
+    model.compile("sgd", "mse")
+    y = np.exp(training.X[:, :2])
+    logs = model.fit(training.X, y, batch_size=8, verbose=0).history
+    assert logs["fisher_nonfinite"] == [0]
+    assert np.isfinite(logs["fisher_trace"]).all()
+
+
 @pytest.mark.parametrize(
     ("call", "missing"),
     [
