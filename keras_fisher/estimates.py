@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
@@ -68,11 +69,20 @@ class Estimates(np.ndarray):
     standard_error: np.ndarray | None
 
     def __new__(
-        cls, values: npt.ArrayLike, standard_error: npt.ArrayLike
+        cls, values: npt.ArrayLike, standard_error: npt.ArrayLike | None
     ) -> Self:
         self = np.asarray(values).view(cls)
-        self.standard_error = np.asarray(standard_error)
+        self.standard_error = (
+            None if standard_error is None else np.asarray(standard_error)
+        )
         return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Estimates, (np.array(self), self.standard_error)
+
+    def __deepcopy__(self, memo: Any) -> Self:
+        del memo  # arrays hold nothing that others do
+        return type(self)(np.array(self), self.standard_error)
 
     def __array_finalize__(self, other: np.ndarray | None) -> None:
         # Of what is computed from it, the errors are not known.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 
 import numpy as np
@@ -27,6 +28,9 @@ def test_estimates_are_an_array_with_errors():
     values = estimates.Estimates([1.0, 2.0], [0.1, 0.2])
     np.testing.assert_array_equal(values.standard_error, [0.1, 0.2])
     assert values.sum() == 3.0
+    for again in (pickle.loads(pickle.dumps(values)), copy.deepcopy(values)):
+        np.testing.assert_array_equal(again, values)
+        np.testing.assert_array_equal(again.standard_error, [0.1, 0.2])
     # Of what is computed from them, the error is not known.
     assert (2 * values).standard_error is None
     assert values[:1].standard_error is None
