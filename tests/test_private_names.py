@@ -42,6 +42,19 @@ def test_steps_of_keras_update_it_by_the_size_of_the_batch():
     assert float(model._loss_tracker.count) == len(training.X)
 
 
+def test_metrics_of_a_model_are_its_attributes_alone():
+    class Network(keras.Sequential):
+        def __init__(self):
+            super().__init__([keras.layers.Dense(3)])
+            self.mine = keras.metrics.Mean()
+
+    network = training.compiled(Network())
+    training.fit(network, epochs=1)
+    assert list(network._metrics) == [network.mine]
+    assert network.mine in network.metrics
+    assert len(network.metrics) > 1
+
+
 def test_the_trainer_still_builds_where_it_is_overridden():
     assert callable(keras.Model._symbolic_build)
     assert callable(keras.Model._maybe_symbolic_build)

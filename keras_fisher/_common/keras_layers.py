@@ -147,6 +147,14 @@ def aligned_mask(mask: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     return tf.reshape(mask, tf.concat([tf.shape(mask), [1] * missing], 0))
 
 
+def own_metrics(model: keras.Model) -> list[keras.metrics.Metric]:
+    """The metrics that are attributes of a model, without those of `compile`.
+
+    A `call` updates them; those of the layers in it are not among them.
+    """
+    return list(model._metrics)
+
+
 def is_keras_own(thing: Any) -> bool:
     """Whether a layer or an operation comes from Keras itself."""
     return type(thing).__module__.split(".")[0] == "keras"

@@ -14,6 +14,7 @@ from typing import Any
 
 import keras
 
+from keras_fisher._common import keras_layers
 from keras_fisher._common.noisy_targets import has_noise_flags
 from keras_fisher._common.noisy_targets import label_of
 from keras_fisher._common.noisy_targets import weight_of
@@ -84,7 +85,10 @@ class Evaluation(RawData):
 
     @property
     def metrics(self):
-        return self.model.metrics if self._is_evaluating else super().metrics
+        if self._is_evaluating:
+            return self.model.metrics
+        # Keras leaves out those of a model within a model.
+        return [*super().metrics, *keras_layers.own_metrics(self.model)]
 
     def get_metrics_result(self):
         if not self._is_evaluating:
