@@ -398,6 +398,7 @@ class FisherModel(Settings, Evaluation):
         if not (self.built and self.model.built):
             self(x)
         model_checks.check_trainable(self.model)
+        model_checks.check_excluded(self.penalty, self.model)
         self._penalty_gradient.create_state()
         if self.distribute_strategy.num_replicas_in_sync == 1:
             model_checks.check_operations(self.model, self.likelihood, x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 import warnings
 
@@ -93,6 +94,36 @@ def check_trainable(network: keras.Model) -> None:
         "Unfreeze a layer before `compile()`, or pass `penalty=None, "
         "trace_every=None`.",
     )
+
+
+def check_excluded(penalty: Penalty | None, network: keras.Model) -> None:
+    """Raises a `ValueError` if a penalty leaves all out; warns of typos.
+
+    Args:
+        penalty: The penalty, or None.
+        network: A built model or layer.
+    """
+    if penalty is None or not penalty.exclude or not penalty.is_of_parameters:
+        return
+    paths = [variable.path for variable in network.weights]
+    if not any(map(penalty.selects, network.trainable_variables)):
+        raise ValueError(
+            "`exclude` leaves all trainable variables out of the penalty, "
+            f"which has no effect then. Received: exclude={penalty.exclude}, "
+            f"and variables of the paths {paths}. Leave out fewer."
+        )
+    unused = [
+        pattern
+        for pattern in penalty.exclude
+        if not any(re.search(pattern, path) for path in paths)
+    ]
+    if unused:
+        warnings.warn(
+            f"`exclude` leaves nothing out by {unused}, which no variable's "
+            f"path has. Paths begin like {paths[:3]}.",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 def check_transcripts(

@@ -41,6 +41,13 @@ class Settings(ReadOnce, keras.Model):
         self.model = model
         self.seed = seed
         self._penalty, self._trace_every = None, None
+        # Also for what measures nothing as yet: a built model takes no more.
+        with self.distribute_strategy.scope():
+            self.seed_generator = random_draws.generator(seed)
+            self.state = FisherState(
+                dtypes.at_least_single(self.variable_dtype).name
+            )
+        self.state.carry(self.seed_generator, model)
         self.likelihood = likelihood
         self.trace_every = trace_every
         self.penalty = penalty
@@ -54,13 +61,10 @@ class Settings(ReadOnce, keras.Model):
     def penalty(self, penalty) -> None:
         self._penalty = kinds.get(penalty)
         self._observe()
-        if self._schedule.observes:
-            with self.distribute_strategy.scope():
-                self.state.begin_penalty(
-                    None
-                    if self._penalty is None
-                    else self._penalty.alpha_variable
-                )
+        with self.distribute_strategy.scope():
+            self.state.begin_penalty(
+                None if self._penalty is None else self._penalty.alpha_variable
+            )
 
     @property
     def trace_every(self) -> int | None:
@@ -95,14 +99,8 @@ class Settings(ReadOnce, keras.Model):
         return name in ("model", "seed")
 
     def _observe(self) -> None:
-        """Makes room for what is measured, if anything is."""
+        """Has what is assigned take effect at the next step."""
         with self.distribute_strategy.scope():
-            if self._schedule.observes and not hasattr(self, "state"):
-                self.seed_generator = random_draws.generator(self.seed)
-                self.state = FisherState(
-                    dtypes.at_least_single(self.variable_dtype).name
-                )
-                self.state.carry(self.seed_generator, self.model)
             if self.compiled:
                 self._prepare_training()
         self._trace_again()
@@ -124,8 +122,9 @@ class Settings(ReadOnce, keras.Model):
         self._output_look = model_checks.output_look(
             self.model, self.likelihood
         )
-        if self.model.built:
+        if self.model.built and self.optimizer is not None:
             model_checks.check_trainable(self.model)
+            model_checks.check_excluded(self.penalty, self.model)
             self._penalty_gradient.create_state()
 
     @property

@@ -119,7 +119,7 @@ class TrainFunction:
         ):
             return self._many_steps(iterator)
         results = [
-            self._one_step(data)
+            self._one_step(_with_tensors(data))
             for _, data in zip(range(self._count), iterator)
         ]
         return results[-1][0], _stacked([measured for _, measured in results])
@@ -226,6 +226,14 @@ def _size_of(data) -> tf.Tensor:
 def _without_optionals(data):
     return keras.tree.map_structure(
         lambda x: None if isinstance(x, tf.experimental.Optional) else x, data
+    )
+
+
+def _with_tensors(data):
+    """As a graph has it: `train_on_batch` hands on the arrays that it got."""
+    return keras.tree.map_structure(
+        lambda x: tf.convert_to_tensor(x) if isinstance(x, np.ndarray) else x,
+        data,
     )
 
 

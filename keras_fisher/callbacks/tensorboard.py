@@ -398,7 +398,7 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
             self.probe.y,
             estimator=self.probe.estimator,
             by="layer",
-            likelihood=self.model.likelihood,
+            likelihood=self.model.likelihood or self.model.loss,
             seed=self.probe.seed,
         )
         values = {tags.PROBE_TRACE: sum(by_layer.values())}

@@ -67,6 +67,9 @@ class FisherRegularization(ReadOnce, keras.layers.Wrapper):
     missing the penalty has no effect: a `UserWarning` says so at the end of the
     epoch, unless the model's own `metrics` leave out those of its layers.
 
+    Several of them in a model write the same entry of the logs, of which the
+    last is seen; `fisher_trace(layer.layer, ...)` measures each by itself.
+
     With `every > 1`, steps are counted by calls in training mode; the reused
     gradient is with respect to the wrapped variables alone.
 
@@ -232,6 +235,7 @@ class FisherRegularization(ReadOnce, keras.layers.Wrapper):
         if context is None or context.num_replicas_in_sync > 1:
             return []
         if not self._is_checked:
+            model_checks.check_excluded(self.penalty, self.layer)
             model_checks.check_operations(self.layer, self.likelihood, inputs)
         self._is_checked = True
         if second_derivatives.compiles():
