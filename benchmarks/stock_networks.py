@@ -3,7 +3,8 @@
 Trains networks of `keras.applications` from random weights on scikit-learn's
 digits, made into color images, with SGD and with Adam, without a penalty and
 with the default one. Prints and writes, of the last ten steps, the mean losses
-and their ratio, and the mean Tr(F) with and without.
+and their ratio, and the mean Tr(F) with and without. What the table has is not
+trained again, so that a script that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -134,16 +135,24 @@ def main(argv: list[str]) -> None:
     ]
     path = reports.output_directory(_OUTPUT_DIR.value) / "stock_networks.md"
     conditions = reports.conditions(machine.versions(["tensorflow", "keras"]))
-    rows = []
+    size = _SIZE.value
+    means = (
+        f"means of the last {_LAST} of {_STEPS.value} steps, of "
+        f"{_BATCH_SIZE.value} images of {size}x{size} each."
+    )
+    known = path.read_text("utf-8") if path.exists() else ""
+    rows = {}
+    if means in known and conditions in known:
+        rows = {(r[0], r[1]): r for r in reports.rows_of(known)}
     pairs = [(n, o) for n in _NETWORKS.value for o in _OPTIMIZERS]
     bar = keras.utils.Progbar(len(pairs), unit_name="pair")
-    for name, optimizer in pairs:
-        rows.append(row(name, optimizer))
+    for pair in pairs:
+        if pair not in rows:
+            rows[pair] = row(*pair)
         bar.add(1)
         text = (
-            f"`{reports.command()}`: means of the last {_LAST} of "
-            f"{_STEPS.value} steps.\n\n"
-            f"{reports.markdown(columns, rows)}\n\n{conditions}\n"
+            f"`{reports.command()}`: {means}\n\n"
+            f"{reports.markdown(columns, rows.values())}\n\n{conditions}\n"
         )
         path.write_text(text, "utf-8")
     print(f"\n{text}{path}")

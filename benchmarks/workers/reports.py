@@ -43,6 +43,12 @@ def markdown(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def rows_of(text: str) -> list[list[str]]:
+    """The rows of the first table that `markdown` has written into a text."""
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    return [line.strip("| ").split(" | ") for line in lines[2:]]
+
+
 def conditions(found: dict[str, str], more: str = "") -> str:
     """A list of the machine and of the versions found.
 

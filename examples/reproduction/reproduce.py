@@ -62,6 +62,14 @@ COMMANDS = (
     ),
 )
 
+# Shorter than the other experiments, with strengths that are not chosen.
+_FIVE_SEEDS = (
+    "--epochs=20",
+    "--seeds=5",
+    "--probe_size=256",
+    "--strengths=FP:0.3",
+    "--strengths=bounded FP:1",
+)
 # Every experiment on pictures: fewer of them, and fewer seeds, than there are.
 IMAGE_COMMANDS = (
     ("learning_rate_sweep.py", "--learning_rates=0.003,0.01,0.03,0.1"),
@@ -71,9 +79,19 @@ IMAGE_COMMANDS = (
         "--learning_rates=0.03",
         "--batch_sizes=32,128,512",
     ),
-    ("label_noise.py",),
-    ("label_noise.py", "--name=label_noise_20", "--label_noise=0.2"),
-    ("noisy_labels.py",),
+    ("label_noise.py", *_FIVE_SEEDS),
+    (
+        "label_noise.py",
+        "--name=label_noise_20",
+        "--label_noise=0.2",
+        *_FIVE_SEEDS,
+    ),
+    (
+        "noisy_labels.py",
+        "--train_examples=2000",
+        "--seeds=1",
+        "--moments=2,4,8",
+    ),
     ("penalty_comparison.py",),
     ("delayed_penalty.py", "--starts=0,78,390,1170"),
     ("final_curvature.py",),

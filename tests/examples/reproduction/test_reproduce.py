@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import re
+import shlex
 
 import experiment
 import experiments
@@ -14,6 +15,8 @@ import reproduce
 _PAGE = experiments.ROOT / "docs" / "reproduction.md"
 _TABLES = sorted(_PAGE.with_suffix("").glob("*.md"))
 _OF_SIGNALS = [p for p in _TABLES if not p.stem.startswith("images_")]
+_OF_RANKING = "images_noisy_labels"
+_OF_TRAINING = [p for p in _TABLES if p.stem != _OF_RANKING]
 
 
 def _between(name):
@@ -28,7 +31,7 @@ def test_tables_are_as_written_by_the_scripts(path):
     assert _between(path.stem) == path.read_text(encoding="utf-8").strip()
 
 
-@pytest.mark.parametrize("path", _OF_SIGNALS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", _OF_TRAINING, ids=lambda path: path.stem)
 def test_means_are_those_of_the_runs(path):
     runs = pd.read_csv(path.with_suffix(".csv"))
     settings = ["method", "strength", "learning_rate", "batch_size", "start"]
@@ -41,6 +44,21 @@ def test_means_are_those_of_the_runs(path):
     for mean, error in means.to_numpy():
         assert f"| {mean:.1f} ± {error:.1f} " in table, (mean, error)
     assert runs.groupby(settings).size().min() >= 5
+
+
+def test_areas_are_those_of_the_runs():
+    path = _PAGE.with_suffix("") / f"{_OF_RANKING}.csv"
+    table = path.with_suffix(".md").read_text(encoding="utf-8")
+    by = ["method", "epoch", "score"]
+    means = 100 * pd.read_csv(path).groupby(by)[["area", "precision"]].mean()
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in table.splitlines()[2:]
+    ]
+    assert sorted(rows) == sorted(
+        [*map(str, kind), f"{area:.1f}", f"{precision:.1f}"]
+        for kind, (area, precision) in zip(means.index, means.to_numpy())
+    )
 
 
 def test_there_are_tables_and_every_figure_exists():
@@ -75,6 +93,32 @@ def test_every_command_of_the_page_is_one_of_make_reproduce():
     assert commands and commands <= known, commands - known
 
 
+def _flags(arguments):
+    """Values by flag; of one that is given several times, all or the last."""
+    found = {}
+    for name, value in (a.split("=", 1) for a in arguments):
+        several = [*found.get(name, []), value]
+        found[name] = several if name == "--strengths" else [value]
+    return found
+
+
+def test_the_commands_on_images_are_those_of_make_reproduce_images():
+    text = _PAGE.read_text(encoding="utf-8").replace("\\\n", " ")
+    commands = re.findall(
+        r"^python examples/reproduction/(.* --dataset=fashion_mnist.*)$",
+        text,
+        re.M,
+    )
+    assert len(commands) >= 2
+    known, shared = reproduce.PARTS["images"]
+    for script, *arguments in map(shlex.split, commands):
+        given = _flags(arguments)
+        planned = [
+            _flags([*shared, *own]) for name, *own in known if name == script
+        ]
+        assert any(given.items() <= plan.items() for plan in planned), given
+
+
 @pytest.mark.parametrize("part", ["images", "images_resnet"])
 def test_every_command_on_images_is_one_that_its_script_takes(part):
     commands, shared = reproduce.PARTS[part]
@@ -83,7 +127,8 @@ def test_every_command_on_images_is_one_that_its_script_takes(part):
         source = (experiments.SCRIPTS / script).read_text(encoding="utf-8")
         flags = {a.partition("=")[0].removeprefix("--") for a in arguments}
         for flag in flags:
-            assert f'"{flag}"' in source, (script, flag)
+            is_known = flag in experiment.flags.FLAGS
+            assert is_known or f'"{flag}"' in source, (script, flag)
     for flag in shared:
         name = flag.partition("=")[0].removeprefix("--")
         assert name in experiment.flags.FLAGS, name
