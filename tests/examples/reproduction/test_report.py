@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import bounded_penalty
 import pandas as pd
 import report
 
@@ -29,3 +30,20 @@ def test_tables_have_means_with_standard_errors():
         ["b", "60.0 ± 10.0", "0.6 ± 0.1"],
         ["a", "25.0", "0.25"],
     ]
+
+
+def test_the_worst_bounded_run_may_be_the_better_one():
+    shared = {"label_noise": 0.4, "learning_rate": 0.1}
+    frame = pd.DataFrame(
+        {**shared, "method": method, "strength": strength, "test_accuracy": a}
+        for method, strength, a in (
+            ("none", 0.0, 0.5),
+            ("FP", 0.3, 0.6),
+            ("FP", 1.0, 0.65),
+            ("bounded FP", 1.0, 0.78),
+            ("bounded FP", 10.0, 0.83),
+        )
+    )
+    (row,) = bounded_penalty.settings_table(frame).to_dict("records")
+    assert row["best FP"] == "65.0 (α = 1)"
+    assert row["worst bounded - best FP (points)"] == "+13.0"

@@ -125,6 +125,8 @@ def test_every_command_on_images_is_one_that_its_script_takes(part):
     assert len({*reproduce.names(commands)}) == len(commands), "overwritten"
     for script, *arguments in commands:
         source = (experiments.SCRIPTS / script).read_text(encoding="utf-8")
+        if "import tuning" in source:
+            source += (experiments.SCRIPTS / "tuning.py").read_text("utf-8")
         flags = {a.partition("=")[0].removeprefix("--") for a in arguments}
         for flag in flags:
             is_known = flag in experiment.flags.FLAGS
