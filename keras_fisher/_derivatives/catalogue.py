@@ -98,7 +98,7 @@ def is_known(operation: keras.Operation) -> bool:
     return (
         only_contains(operation)
         or name in _CONSTANT_LAYERS
-        or (name in _LAYERS and not any(_functions_of_others(operation)))
+        or (name in _LAYERS and not any(functions_of_others(operation)))
     )
 
 
@@ -120,7 +120,7 @@ def _functional() -> type:
     return type(keras.Model(x, keras.layers.Identity()(x)))
 
 
-def _functions_of_others(layer: keras.layers.Layer) -> Iterator[Any]:
+def functions_of_others(layer: keras.layers.Layer) -> Iterator[Any]:
     """Functions in a layer of Keras that are not Keras's, as activations."""
     for value in vars(layer).values():
         if isinstance(value, types.FunctionType | functools.partial):

@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from keras_fisher._common import keras_layers
+from keras_fisher._derivatives import catalogue
 from keras_fisher._derivatives import ownership
 
 
@@ -53,24 +54,18 @@ def are_known_to_be_independent(layer: keras.layers.Layer) -> bool:
             else _is_elementwise(operation)
             for operation in getattr(layer, "operations", layer.layers)
         )
-    if isinstance(layer, keras.layers.BatchNormalization):
-        return not layer.trainable
+    if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable:
+        return False
     if isinstance(layer, keras.layers.RNN) and layer.stateful:
         return False
-    if isinstance(layer, keras.layers.RNN):
-        return keras_layers.is_keras_own(layer.cell)
     if isinstance(layer, _DEPENDENT) or layer.activity_regularizer:
         return False
-    if isinstance(layer, keras.layers.Bidirectional):
-        return all(
-            map(
-                are_known_to_be_independent,
-                (layer.forward_layer, layer.backward_layer),
-            )
-        )
-    if isinstance(layer, keras.layers.Wrapper):
-        return are_known_to_be_independent(layer.layer)
-    return not (_goes_along_examples(layer) or getattr(layer, "mask_zero", 0))
+    if any(catalogue.functions_of_others(layer)):
+        return False
+    if _goes_along_examples(layer) or getattr(layer, "mask_zero", False):
+        return False
+    inside = [o for o in keras_layers.operations_in(layer) if o is not layer]
+    return all(map(are_known_to_be_independent, inside))
 
 
 def _goes_along_examples(layer: keras.layers.Layer) -> bool:

@@ -67,6 +67,57 @@ def test_examples_are_not_known_to_be_independent_in(layer):
     assert not are_known_to_be_independent(_functional(layer))
 
 
+class _NormalizedCell(layers.Layer):
+    """A cell of the user's with batch normalization."""
+
+    def __init__(self, units):
+        super().__init__()
+        self.state_size = units
+        self.dense = layers.Dense(units)
+        self.norm = layers.BatchNormalization()
+
+    def build(self, shape):
+        self.dense.build(shape)
+        self.norm.build((None, self.state_size))
+
+    def call(self, x, states, training=False):
+        y = self.norm(self.dense(x), training=training) + states[0]
+        return y, [y]
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        layers.LSTM(4, activity_regularizer="l2"),
+        layers.Pipeline([layers.Dense(4), layers.BatchNormalization()]),
+        layers.RNN([_NormalizedCell(4), _NormalizedCell(4)]),
+        layers.RNN([layers.GRUCell(4), _NormalizedCell(4)]),
+        layers.Dense(4, activation=lambda t: t - tf.reduce_mean(t, 0)),
+        layers.Bidirectional(layers.GRU(4, activity_regularizer="l2")),
+    ],
+    ids=["loss", "pipeline", "cells", "one cell", "activation", "both ways"],
+)
+def test_what_layers_hold_may_make_examples_dependent(layer):
+    inputs = keras.Input((5, 3))
+    model = keras.Model(inputs, layer(inputs))
+    assert not are_known_to_be_independent(model)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        layers.RNN([layers.GRUCell(4), layers.LSTMCell(4)]),
+        layers.Bidirectional(layers.LSTM(4)),
+        layers.TimeDistributed(layers.Dense(4, activation="gelu")),
+        layers.Pipeline([layers.Dense(4), layers.LayerNormalization()]),
+    ],
+    ids=lambda layer: layer.name,
+)
+def test_layers_that_hold_harmless_ones_are_known(layer):
+    inputs = keras.Input((5, 3))
+    assert are_known_to_be_independent(keras.Model(inputs, layer(inputs)))
+
+
 def test_other_operations_and_subclassed_models_count_as_dependent():
     x = keras.Input((4,))
     y = layers.Dense(3)(x)
