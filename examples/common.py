@@ -101,6 +101,11 @@ def load_data(
     if name in _NORMALIZED:
         train = keras_fisher.datasets.normalize(train, name)
         test = keras_fisher.datasets.normalize(test, name)
+    if (count := int(train.cardinality())) < batch_size:
+        sys.exit(
+            f"There are {count} examples to train on, fewer than make one "
+            f"batch of {batch_size}: lower --batch_size."
+        )
     size = info.splits["train"].num_examples
     train, test = (part.with_options(_options()) for part in (train, test))
     train, test = _cached(train), _cached(test.batch(batch_size))
@@ -167,7 +172,7 @@ def loaded(name: str, split):
     """Data sets and their info, or an end that says what there is to do."""
     try:
         return keras_fisher.datasets.load(name, split, with_info=True)
-    except (ImportError, RuntimeError, ValueError) as error:
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
         sys.exit(str(error))
 
 

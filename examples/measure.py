@@ -140,7 +140,7 @@ def load_data() -> tuple[tf.data.Dataset, int | None]:
         data, info = keras_fisher.datasets.load(
             _DATASET.value, _SPLIT.value, with_info=True
         )
-    except (ImportError, RuntimeError, ValueError) as error:
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
         fail(
             f"Cannot load --dataset={_DATASET.value} --split={_SPLIT.value}. "
             f"{error}"

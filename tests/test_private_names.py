@@ -42,6 +42,13 @@ def test_steps_of_keras_update_it_by_the_size_of_the_batch():
     assert float(model._loss_tracker.count) == len(training.X)
 
 
+def test_fit_begins_at_an_epoch_that_a_callback_leaves():
+    model = training.compiled(training.network())
+    assert model._initial_epoch is None
+    model._initial_epoch = 2
+    assert training.fit(model, epochs=3).epoch == [2]
+
+
 def test_metrics_of_a_model_are_its_attributes_alone():
     class Network(keras.Sequential):
         def __init__(self):

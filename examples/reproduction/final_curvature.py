@@ -22,7 +22,6 @@ import seaborn
 import sweep
 
 import keras_fisher
-from keras_fisher import plotting
 
 _NAME = "final_curvature"
 _LEARNING_RATES = experiment.define_numbers(
@@ -73,11 +72,10 @@ def draw(frame: pd.DataFrame):
             legend=axes is panels[-1],
             ax=axes,
         )
-        found = plotting.rank_correlation(frame["early_trace"], frame[column])
         report.logarithmic(axes, "x")
         report.logarithmic(axes, "y")
         axes.set(xlabel="TrF$_i$", ylabel=f"final {name}")
-        axes.set_title(f"Spearman's ρ = {found.correlation:.2f}")
+        report.title_with_correlation(axes, frame["early_trace"], frame[column])
     seaborn.move_legend(panels[-1], "upper left", bbox_to_anchor=(1, 1))
     return figure
 

@@ -19,8 +19,6 @@ import report
 import seaborn
 import sweep
 
-from keras_fisher import plotting
-
 _LEARNING_RATES = experiment.define_numbers(
     "learning_rates",
     (0.005, 0.01, 0.02, 0.03, 0.05, 0.1),
@@ -43,8 +41,6 @@ def correlations(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     rows = []
     for name, column in ("TrF_i", "early_trace"), ("peak Tr(F)", "peak_trace"):
         for kind, runs in ("each run", frame), ("means of seeds", means.mean()):
-            if len(runs) < 3:
-                continue
             correlation = report.correlation(
                 runs[column],
                 runs["test_accuracy"],
@@ -81,7 +77,6 @@ def draw(frame: pd.DataFrame, by: list[str]):
         (middle, "early_trace", "TrF$_i$"),
         (right, "peak_trace", "peak Tr(F)"),
     ):
-        found = plotting.rank_correlation(frame[column], frame["test_accuracy"])
         seaborn.scatterplot(
             x=frame[column],
             y=100 * frame["test_accuracy"],
@@ -92,7 +87,9 @@ def draw(frame: pd.DataFrame, by: list[str]):
         )
         report.logarithmic(axes, "x")
         axes.set(xlabel=name, ylabel="final test accuracy (%)")
-        axes.set_title(f"Spearman's ρ = {found.correlation:.2f}")
+        report.title_with_correlation(
+            axes, frame[column], frame["test_accuracy"]
+        )
     return figure
 
 

@@ -7,6 +7,7 @@ import os
 
 from experiment import common
 import matplotlib
+import numpy as np
 import pandas as pd
 import seaborn
 import sweep
@@ -33,11 +34,25 @@ def number(values: pd.Series) -> str:
     return "" if values.isna().all() else f"{values.mean():.4g}{error}"
 
 
+def rank_correlation(x: pd.Series, y: pd.Series):
+    """Spearman's rank correlation, or None of fewer than three pairs."""
+    count = (np.isfinite(x) & np.isfinite(y)).sum()
+    return plotting.rank_correlation(x, y) if count >= 3 else None
+
+
+def title_with_correlation(axes, x: pd.Series, y: pd.Series) -> None:
+    """Tells the rank correlation above a figure of y over x."""
+    if (found := rank_correlation(x, y)) is not None:
+        axes.set_title(f"Spearman's ρ = {found.correlation:.2f}")
+
+
 def correlation(
     x: pd.Series, y: pd.Series, name: str = "Spearman's ρ"
 ) -> dict[str, str]:
     """The columns of a row that tells of a rank correlation, called `name`."""
-    found = plotting.rank_correlation(x, y)
+    found = rank_correlation(x, y)
+    if found is None:
+        return {name: "", "95 % interval": "", "pairs": "too few"}
     return {
         name: f"{found.correlation:.2f}",
         "95 % interval": f"[{found.low:.2f}, {found.high:.2f}]",

@@ -45,7 +45,8 @@ class Choice(NamedTuple):
 def choose(root: str, step: int, hyperparameters: Mapping[str, Any]) -> Choice:
     """Chooses between a directory and `run_2`, `run_3`, ... inside of it.
 
-    A run that is resumed goes on in the latest. One that starts takes the first
+    A run that is resumed goes on in the latest with its hyperparameters, or in
+    the latest where none has them. One that starts takes the first
     where there is none, or where one with the same hyperparameters has begun
     and not ended. None takes what another process is writing into.
 
@@ -55,7 +56,7 @@ def choose(root: str, step: int, hyperparameters: Mapping[str, Any]) -> Choice:
         hyperparameters: Those of the run that are known, as written.
     """
     if step:
-        for directory in reversed(_runs(root)):
+        for directory in _resumable(root, hyperparameters):
             if lock(directory):
                 return Choice(directory, _elsewhere(root, directory))
     is_locked = False
@@ -79,9 +80,9 @@ def choose(root: str, step: int, hyperparameters: Mapping[str, Any]) -> Choice:
     raise AssertionError("there is always another directory")
 
 
-def latest(root: str, step: int) -> str:
+def latest(root: str, step: int, hyperparameters: Mapping[str, Any]) -> str:
     """What `choose` chooses for a resumed run; for those who only read."""
-    return [root, *_runs(root)][-1] if step else root
+    return [*_resumable(root, hyperparameters), root][0] if step else root
 
 
 def lock(directory: str) -> bool:
@@ -146,6 +147,12 @@ def _runs(root: str) -> list[str]:
     return [directory for directory in existing if _holds_run(directory)]
 
 
+def _resumable(root: str, hyperparameters: Mapping[str, Any]) -> list[str]:
+    """The directories that hold runs: first of these, and first the latest."""
+    latest_first = _runs(root)[::-1]
+    return sorted(latest_first, key=lambda d: not _has(d, hyperparameters))
+
+
 def _elsewhere(root: str, directory: str, why: str | None = None) -> str | None:
     if directory == root:
         return None
@@ -156,6 +163,9 @@ def _elsewhere(root: str, directory: str, why: str | None = None) -> str | None:
 
 
 def _holds_run(directory: str) -> bool:
+    # A run that measures nothing tells of its hyperparameters all the same.
+    if event_files.hyperparameters(os.path.join(directory, tags.HPARAMS)):
+        return True
     return any(
         tags.is_fisher(point.tag)
         for point in event_files.scalars(os.path.join(directory, tags.TRAIN))
@@ -164,9 +174,13 @@ def _holds_run(directory: str) -> bool:
 
 def _has_begun(directory: str, hyperparameters: Mapping[str, Any]) -> bool:
     """Whether a run with these has begun in a directory, and not ended."""
-    directory = os.path.join(directory, tags.HPARAMS)
-    found = event_files.hyperparameters(directory)
-    known = {name: found.get(name) for name in hyperparameters}
-    return known == dict(hyperparameters) and not event_files.has_ended(
-        directory
+    return _has(directory, hyperparameters) and not event_files.has_ended(
+        os.path.join(directory, tags.HPARAMS)
     )
+
+
+def _has(directory: str, hyperparameters: Mapping[str, Any]) -> bool:
+    """Whether the run in a directory has these."""
+    found = event_files.hyperparameters(os.path.join(directory, tags.HPARAMS))
+    known = {name: found.get(name) for name in hyperparameters}
+    return known == dict(hyperparameters)

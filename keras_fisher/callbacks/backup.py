@@ -99,6 +99,8 @@ class BackupAndRestore(keras.callbacks.Callback):
             self._write(content, epoch)
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
+        # Keras begins the next `fit` there, too.
+        self.model._initial_epoch = None
         writes = replicas.writes(self.model.distribute_strategy)
         if self.delete_checkpoint and writes:
             for number in self._epochs():

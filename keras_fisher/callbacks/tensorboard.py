@@ -177,7 +177,9 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
             )
         else:
             # Which is read alone, and locked by the chief.
-            self.log_dir = run_directories.latest(self._root, step)
+            self.log_dir = run_directories.latest(
+                self._root, step, self._hyperparameters()
+            )
             choice = run_directories.Choice(self.log_dir)
         if choice.directory == self.log_dir and not choice.begins_anew:
             return

@@ -41,6 +41,10 @@ def _choose(root, step=0):
     return os.path.relpath(choice.directory, root), choice.begins_anew, choice
 
 
+def _latest(root, step):
+    return run_directories.latest(str(root), step, _HYPERPARAMETERS)
+
+
 _LOCKS = """
 import sys
 sys.path[:0] = {path!r}
@@ -96,8 +100,24 @@ def test_a_resumed_run_goes_on_in_the_latest(tmp_path):
     _run(tmp_path, ends=True)
     _run(tmp_path / "run_2")
     assert _choose(tmp_path, step=3)[:2] == ("run_2", False)
-    assert run_directories.latest(str(tmp_path), 3) == str(tmp_path / "run_2")
-    assert run_directories.latest(str(tmp_path), 0) == str(tmp_path)
+    assert _latest(tmp_path, 3) == str(tmp_path / "run_2")
+    assert _latest(tmp_path, 0) == str(tmp_path)
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_a_resumed_run_goes_on_in_its_own_directory(ends, tmp_path):
+    other = _HYPERPARAMETERS | {"alpha": 0.2}
+    _run(tmp_path, other, ends=ends)
+    _run(tmp_path / "run_2", ends=ends)
+    _run(tmp_path / "run_3", other, ends=ends)
+    assert _choose(tmp_path, step=3)[:2] == ("run_2", False)
+    assert _latest(tmp_path, 3) == str(tmp_path / "run_2")
+
+
+def test_a_run_that_measures_nothing_is_not_written_over(tmp_path):
+    start = summaries.session_start({**_HYPERPARAMETERS, "alpha": 0.2}, "")
+    _write(tmp_path, tags.HPARAMS, start)
+    assert _choose(tmp_path)[:2] == ("run_2", False)
 
 
 @pytest.mark.slow

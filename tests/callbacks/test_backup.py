@@ -202,6 +202,12 @@ def test_a_backup_that_was_not_finished_is_not_used(tmp_path):
     assert os.listdir(tmp_path) == [], "deleted at the end"
 
 
+def test_a_fit_after_a_resumed_one_begins_where_it_is_told(backups):
+    model = _model()
+    assert _fit(model, backups).epoch == [3]
+    assert training.fit(model, epochs=2).epoch == [0, 1]
+
+
 def test_a_backup_has_a_directory():
     with pytest.raises(ValueError, match="backup_dir=''"):
         BackupAndRestore("")

@@ -221,7 +221,7 @@ def test_without_matplotlib_all_but_the_heat_map_is_written(
     monkeypatch.setattr(
         heat_map.HeatMap, "is_available", staticmethod(lambda: False)
     )
-    with pytest.warns(UserWarning, match=r"pip install keras_fisher\[plot\]"):
+    with pytest.warns(UserWarning, match=r"keras_fisher\[plot\]"):
         written_curves.fit(
             written_curves.model(), [FisherTensorBoard(tmp_path)], epochs=1
         )

@@ -49,6 +49,12 @@ def test_data_that_cannot_be_had_end_the_script_with_one_message(monkeypatch):
     assert isinstance(error.value.code, str), "printed, with status 1"
 
 
+def test_less_than_a_batch_is_said_before_it_trains():
+    with pytest.raises(SystemExit, match="There are 50 examples") as error:
+        common.load_data("digits", 64, train_examples=50)
+    assert "lower --batch_size" in error.value.code
+
+
 def test_held_out_examples_are_of_the_training_set():
     whole = common.load_data("digits", 64)
     parts = common.load_data("digits", 64, holdout=0.25)

@@ -29,11 +29,11 @@ def test_train_writes_the_trace_at_its_true_steps(data_dir, tmp_path):
         "--epochs=2",
         "--steps_per_execution=5",
         f"--log_dir={tmp_path}",
-        f"--save={tmp_path / 'trained.keras'}",
+        f"--save={tmp_path / 'new' / 'trained.keras'}",
         data_dir=data_dir,
     )
     assert result.returncode == 0, result.stderr
-    saved = keras.saving.load_model(tmp_path / "trained.keras")
+    saved = keras.saving.load_model(tmp_path / "new" / "trained.keras")
     assert saved.optimizer.iterations == 22
     assert saved.penalty.warmup_steps == 500
     for name in ("fisher_trace", "fisher_penalty", "noisy_accuracy"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import bounded_penalty
 import pandas as pd
 import report
 
@@ -32,18 +31,13 @@ def test_tables_have_means_with_standard_errors():
     ]
 
 
-def test_the_worst_bounded_run_may_be_the_better_one():
-    shared = {"label_noise": 0.4, "learning_rate": 0.1}
-    frame = pd.DataFrame(
-        {**shared, "method": method, "strength": strength, "test_accuracy": a}
-        for method, strength, a in (
-            ("none", 0.0, 0.5),
-            ("FP", 0.3, 0.6),
-            ("FP", 1.0, 0.65),
-            ("bounded FP", 1.0, 0.78),
-            ("bounded FP", 10.0, 0.83),
-        )
-    )
-    (row,) = bounded_penalty.settings_table(frame).to_dict("records")
-    assert row["best FP"] == "65.0 (α = 1)"
-    assert row["worst bounded - best FP (points)"] == "+13.0"
+def test_too_few_pairs_have_no_correlation():
+    x, y = pd.Series([1.0, 2.0, math.nan]), pd.Series([1.0, 3.0, 2.0])
+    assert report.rank_correlation(x, y) is None
+    assert report.correlation(x, y, "ρ")["ρ"] == ""
+    figure, (axes, _) = report.axes(2)
+    report.title_with_correlation(axes, x, y)
+    assert axes.get_title() == ""
+    report.title_with_correlation(axes, y, y)
+    assert axes.get_title() == "Spearman's ρ = 1.00"
+    report.plt.close(figure)

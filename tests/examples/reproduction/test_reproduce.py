@@ -46,6 +46,18 @@ def test_means_are_those_of_the_runs(path):
     assert runs.groupby(settings).size().min() >= 5
 
 
+def test_the_worst_bounded_runs_are_compared_with_the_best_of_the_paper():
+    path = _PAGE.with_suffix("") / "bounded_penalty.csv"
+    runs = pd.read_csv(path)
+    table = path.with_suffix(".md").read_text(encoding="utf-8")
+    rows = iter(table.splitlines()[2:])
+    for setting, found in runs.groupby(["label_noise", "learning_rate"]):
+        accuracies = found.groupby(["method", "strength"])["test_accuracy"]
+        means = accuracies.mean()
+        gain = 100 * (means["bounded FP"].min() - means["FP"].max())
+        assert f" {gain:+.1f} " in next(rows), setting
+
+
 def test_areas_are_those_of_the_runs():
     path = _PAGE.with_suffix("") / f"{_OF_RANKING}.csv"
     table = path.with_suffix(".md").read_text(encoding="utf-8")
