@@ -15,6 +15,8 @@ the pool, so that its inputs are larger than its outputs.
 from __future__ import annotations
 
 from collections.abc import Callable
+import functools
+import inspect
 import itertools
 
 import numpy as np
@@ -34,6 +36,35 @@ def exact(own: Callable) -> Callable:
         return pool(x, padding)
 
     return _with_sizes(own, pooled)
+
+
+def by_max_pool(own: Callable) -> Callable:
+    """`tf.nn.pool`, which takes its maxima by a function that nobody replaces.
+
+    Args:
+        own: `tf.nn.pool`.
+    """
+
+    @functools.wraps(own)
+    def pool(input, window_shape, pooling_type, strides=None, *args, **kwargs):
+        arguments = inspect.signature(own).bind(
+            input, window_shape, pooling_type, strides, *args, **kwargs
+        )
+        arguments.apply_defaults()
+        given = arguments.arguments
+        dilations = np.ravel(given["dilations"] or 1)
+        if pooling_type != "MAX" or any(dilations != 1):
+            return own(*arguments.args, **arguments.kwargs)
+        return tf.nn.max_pool(
+            input,
+            window_shape,
+            strides or [1] * len(window_shape),
+            given["padding"],
+            given["data_format"],
+            given["name"],
+        )
+
+    return pool
 
 
 def exact_for_xla(own: Callable) -> Callable:

@@ -202,6 +202,7 @@ _LOOKUP = _REGISTRY.lookup
 _ALWAYS = [
     _Replacement(tf.nn, "moments", _moments),
     _Replacement(tf.nn, "softsign", _softsign),
+    _Replacement(tf.nn, "pool", max_pooling.by_max_pool(tf.nn.pool)),
     _Replacement(tf.image, "resize", linear_maps.resize(tf.image.resize)),
 ]
 _FOR_XLA = [

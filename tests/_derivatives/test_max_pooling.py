@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import cases
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from keras_fisher._derivatives import max_pooling
+from keras_fisher._derivatives import second_derivatives
 
 _CALLS = [
     (tf.nn.max_pool, (2, 5, 3), (2, 1, "SAME")),
@@ -53,6 +55,51 @@ def test_outputs_and_gradients_are_tensorflows_to_the_bit(
     for a, b in zip(found, expected):
         assert a.dtype == b.dtype and a.shape == b.shape
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "shape, arguments, options",
+    [
+        ((2, 5, 3), ([3], "MAX", [1], "SAME"), {}),
+        ((2, 4, 5, 3), ([2, 3], "MAX"), {"padding": "SAME"}),
+        ((2, 4, 5, 3), ([2, 2], "MAX", [2, 1], "VALID"), {"name": "pool"}),
+        ((2, 6, 7, 3), ([2, 2], "MAX"), {"dilations": [2, 1]}),
+        ((2, 4, 5, 3), ([2, 3], "AVG", [1, 2], "SAME"), {}),
+    ],
+)
+def test_pools_of_any_kind_are_tensorflows(shape, arguments, options):
+    x = tf.constant(np.random.default_rng(0).normal(size=shape))
+    expected = _with_gradient(
+        lambda x, *a: tf.nn.pool(x, *a, **options), x, arguments
+    )
+    with second_derivatives.exact():
+        found = _with_gradient(
+            lambda x, *a: tf.nn.pool(x, *a, **options), x, arguments
+        )
+    for a, b in zip(found, expected):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("mode", cases.MODES)
+def test_second_derivatives_of_tensorflows_pool_are_those_of_max_pool(mode):
+    x = tf.constant(np.random.default_rng(1).normal(size=(2, 6, 3)))
+
+    def squared_norm(pool):
+        def function():
+            with tf.GradientTape() as outer:
+                outer.watch(x)
+                with second_derivatives.exact(), tf.GradientTape() as inner:
+                    inner.watch(x)
+                    y = tf.reduce_sum(pool(x) ** 3)
+                square = tf.reduce_sum(inner.gradient(y, x) ** 2)
+            return outer.gradient(square, x)
+
+        return cases.compiled(function, mode)()
+
+    np.testing.assert_allclose(
+        squared_norm(lambda x: tf.nn.pool(x, [3], "MAX", [1], "SAME")),
+        squared_norm(lambda x: tf.nn.max_pool1d(x, 3, 1, "SAME")),
+    )
 
 
 def test_integers_are_left_to_tensorflow():
