@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Mapping
+from collections.abc import Sequence
 import math
 from typing import Any
 import warnings
@@ -116,6 +117,7 @@ class EarlyPhase(keras.callbacks.Callback):
         *,
         threshold: float | None = None,
         early: tuple[int, float] | None = None,
+        explosions: Sequence[float] = (),
     ) -> None:
         """Takes up a run that was measured before.
 
@@ -124,6 +126,8 @@ class EarlyPhase(keras.callbacks.Callback):
             traces: The estimates of Tr(F) at these.
             threshold: The threshold that the run went by.
             early: The step and the value of TrF_i, if it is known.
+            explosions: The peak so far over the first trace, at each of the
+                steps, where traces in between are not known.
         """
         self.steps: list[int] = []
         self.traces: list[float] = []
@@ -136,6 +140,8 @@ class EarlyPhase(keras.callbacks.Callback):
         self._late = False
         for step, trace in zip(steps, traces):
             self._record(step, trace)
+        for i, explosion in enumerate(explosions):
+            self.peaks[i] = max(self.peaks[i], explosion * traces[0])
         # It was warned of when it was measured.
         self._warned = self._has_exploded()
 

@@ -204,7 +204,7 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
                     os.path.join(self.log_dir, name),
                     lambda tag, at: tags.is_later(tag, at, step, epoch),
                 )
-        traces, layers, single, probed = {}, {}, {}, set()
+        traces, explosions, layers, single, probed = {}, {}, {}, {}, set()
         prefix = tags.TRACE_BY_LAYER
         # Where a run begins, there is nothing of it yet.
         directory = os.path.join(self.log_dir, tags.TRAIN)
@@ -214,6 +214,8 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
             elif point.tag.startswith(prefix):
                 layer = point.tag.removeprefix(prefix)
                 layers.setdefault(point.step, {})[layer] = point.value
+            elif point.tag == tags.EXPLOSION:
+                explosions[point.step] = point.value
             elif point.tag == tags.PROBE_TRACE:
                 probed.add(point.step)
             else:
@@ -228,6 +230,7 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
                 list(traces.values()),
                 threshold=threshold,
                 early=early,
+                explosions=[explosions.get(at, 0.0) for at in traces],
             )
         self._map = self._new_map()
         if self._map is not None:

@@ -201,6 +201,30 @@ def test_a_resumed_run_has_the_curves_of_one_never_stopped(
     assert numbers == every
 
 
+def test_peaks_that_were_not_written_are_not_forgotten(tmp_path):
+    def run(name, *extra):
+        model = written_curves.model(
+            trace_every=1, optimizer=keras.optimizers.SGD(1.0, momentum=0.9)
+        )
+        directory = tmp_path / name
+        board = FisherTensorBoard(directory / "logs", write_every=5)
+        backup = keras.callbacks.BackupAndRestore(directory / "backup")
+        written_curves.fit(model, [board, backup, *extra], 5)
+        return {
+            **written_curves.read_curves(directory / "logs" / "train"),
+            **written_curves.read_curves(directory / "logs" / "hparams"),
+        }
+
+    with pytest.raises(KeyboardInterrupt):
+        run("stopped", _Stop(21))
+    resumed, whole = run("stopped"), run("whole")
+    written = max(value for _, value in whole["fisher/trace"])
+    peak = whole["metric/peak_trace"][-1][1]
+    assert peak > 1.01 * written, "it is at a step that is not written"
+    for tag in ("fisher/explosion", "metric/explosion", "metric/peak_trace"):
+        np.testing.assert_allclose(resumed[tag], whole[tag], rtol=1e-5)
+
+
 def test_an_epoch_that_is_done_again_is_written_once(tmp_path):
     """Keras's curves too, stopped after they are written and no backup."""
 
