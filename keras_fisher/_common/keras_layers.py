@@ -114,6 +114,29 @@ def check_trainable(
         )
 
 
+def check_calls_are_traced_anew(layer: keras.layers.Layer) -> None:
+    """Raises a `ValueError` if a `call` is a `tf.function`.
+
+    Keras traces it as it builds the model, with values in place of variables,
+    by which there is no derivative; a later call takes the same trace.
+
+    Args:
+        layer: A built layer or model.
+    """
+    traced = [
+        each.name
+        for each in operations_in(layer)
+        if hasattr(each.call, "python_function")
+    ]
+    if traced:
+        raise ValueError(
+            "The `call` of a layer is a `tf.function`, which keeps the values "
+            "of the variables that Keras has traced it with, so that its "
+            "derivatives would be missed. Remove `@tf.function`: Keras and "
+            f"this library compile the whole model. Received: {traced}."
+        )
+
+
 def unwrapped(layer: keras.layers.Layer) -> keras.layers.Layer:
     """The layer, or that in a wrapper of this package that only runs it."""
     while getattr(layer, "is_transparent", False):

@@ -97,6 +97,7 @@ def check_derivatives(
     x = batches.first[0]
     keras_layers.build_by_call(model, x)
     keras_layers.check_trainable(model, "it has no derivatives")
+    keras_layers.check_calls_are_traced_anew(model)
     chosen = [
         operation
         for operation in keras_layers.operations_in(model)

@@ -156,6 +156,7 @@ def fisher_trace(
     likelihood = of_model(likelihood, model)
     keras_layers.build_by_call(model, batches.first[0])
     keras_layers.check_trainable(model, "its Fisher information is empty")
+    keras_layers.check_calls_are_traced_anew(model)
     measure = function_cache.kept(
         model,
         ("fisher_trace", estimator, bool(training)),

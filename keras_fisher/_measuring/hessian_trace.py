@@ -121,6 +121,7 @@ def hessian_trace(
     batches = batches_lib.Batches(x, y, batch_size, steps, verbose, model)
     keras_layers.build_by_call(model, batches.first[0])
     keras_layers.check_trainable(model, "its Hessian is empty")
+    keras_layers.check_calls_are_traced_anew(model)
     has_loss = loss is not None or getattr(model, "loss", None) is not None
     if has_loss and batches.first[1] is None:
         raise ValueError(
