@@ -38,6 +38,7 @@ _BY = ("total", "layer", "variable", "example")
 _LEAST_PAIRS, _SHARE_OF_PAIRS = 16, 1 / 16
 # From so many backward passes on, batches are cut up in turn.
 _MANY, _PIECES = 4, 4
+_LEAST_TELLING = 8  # examples
 # Draws that one call of a compiled function makes.
 _MOST_DRAWS = 7 * estimators.MOST_TOGETHER
 
@@ -189,6 +190,7 @@ class _Measure:
         self._classes: int | None = None
         self._factors: int | None = None
         self._one_by_one: frozenset[int] | None = None
+        self._is_looked_at = False
 
     def __call__(
         self, x: Any, y: Any, seed: int, position: int, draws: int
@@ -210,8 +212,8 @@ class _Measure:
             x = examples_lib.apply(_dense, x)
         if self._classes is None:
             self._inspect(x)
-        if self._estimator.by_example and examples_lib.has_ragged(x):
-            per_example.check_alone(self._model(), x)
+        if self._estimator.by_example:
+            self._look_for_mixing(x)
         if y is not None:
             given = structures.apply(lambda t: t.numpy(), y)
             self._likelihood.check_labels(given, self._classes)
@@ -244,6 +246,27 @@ class _Measure:
         self._classes = structures.apply(lambda t: t.shape[-1], outputs)
         if self._estimator.sums_over_labels:
             self._factors, _ = self._likelihood.fisher_factors(outputs)
+
+    def _look_for_mixing(self, x: Any) -> None:
+        """Refuses models whose examples see each other, where norms may not.
+
+        Those of few examples, or of pieces of few, do not tell, and those of
+        later batches are not looked at.
+        """
+        model, size = self._model(), batches_lib.size_of(x)
+        if examples_lib.has_ragged(x):
+            per_example.check_alone(model, x)
+            return
+        norms_tell = size >= _PIECES * _LEAST_TELLING
+        is_first = self._one_by_one is None
+        if not (
+            self._is_looked_at
+            or self._training
+            or keras_layers.has_fixed_batch(model)
+            or (is_first and norms_tell)
+        ):
+            per_example.check_alone(model, x)
+        self._is_looked_at |= size >= _LEAST_TELLING
 
     def _passes(self, draws: int) -> int:
         """Number of backward passes."""

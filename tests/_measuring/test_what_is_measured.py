@@ -54,3 +54,45 @@ def test_a_call_that_keeps_its_trace_is_refused(measure, whole):
     with pytest.raises(ValueError, match=r"Remove `@tf\.function`") as error:
         measure(model)
     assert "traced" in str(error.value).rpartition("Received")[2]
+
+
+def _mixing():
+    keras.utils.set_random_seed(2)
+    return keras.Sequential(
+        [
+            keras.Input((training.X.shape[1],)),
+            layers.Dense(6, activation="tanh"),
+            layers.Lambda(lambda t: t - tf.reduce_mean(t, 0, keepdims=True)),
+            layers.Dense(3),
+        ]
+    )
+
+
+@pytest.mark.parametrize("estimator", ["exact", "monte_carlo", "empirical"])
+@pytest.mark.parametrize("sizes", [[2], [3], [4], [8], [1, 7], [2, 6], [40]])
+def test_models_that_mix_examples_are_refused(sizes, estimator):
+    model = training.compiled(_mixing())
+
+    def batches():
+        begin = 0
+        for size in sizes:
+            part = slice(begin, begin + size)
+            yield training.X[part], training.Y[part]
+            begin += size
+
+    with pytest.raises(ValueError, match="depend on the other examples"):
+        keras_fisher.fisher_trace(
+            model, batches(), steps=len(sizes), estimator=estimator
+        )
+
+
+@pytest.mark.parametrize("size", [1, 2, 8])
+def test_models_that_draw_in_inference_are_not_taken_for_those(size):
+    class Always(layers.Dropout):
+        def call(self, inputs):
+            return super().call(inputs, training=True)
+
+    model = keras.Sequential([layers.Dense(16), Always(0.5), layers.Dense(3)])
+    training.compiled(model)
+    x = training.X[:size]
+    assert keras_fisher.fisher_trace(model, x, seed=0) > 0
