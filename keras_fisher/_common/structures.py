@@ -74,10 +74,12 @@ def symbolic_outputs(model: Any) -> Any:
         shapes = model.output_shape
     except (AttributeError, ValueError):
         return None
-    if isinstance(model, keras.Sequential):
-        return keras.tree.map_shape_structure(keras.KerasTensor, shapes)
     # Shapes are in a list where the outputs are in a dict.
-    return model.output
+    if not isinstance(model, keras.Sequential) and isinstance(
+        model.output, dict
+    ):
+        return model.output
+    return keras.tree.map_shape_structure(keras.KerasTensor, shapes)
 
 
 def output_names(model: Any, outputs: Any = None) -> set[str]:

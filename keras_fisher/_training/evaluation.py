@@ -127,6 +127,9 @@ class Evaluation(RawData):
             yield
         finally:
             self._is_evaluating = False
+            # What it has counted is not of the training that goes on.
+            for metric in keras_layers.own_metrics(self.model):
+                metric.reset_state()
 
     def _own_test_step(self, data: Any) -> dict:
         """The step of the wrapped model, which knows of no noise flags."""

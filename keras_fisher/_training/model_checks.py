@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 import warnings
 
@@ -97,7 +96,7 @@ def check_trainable(network: keras.Model) -> None:
 
 
 def check_excluded(penalty: Penalty | None, network: keras.Model) -> None:
-    """Raises a `ValueError` if a penalty leaves all out; warns of typos.
+    """Raises a `ValueError` if a penalty leaves all variables out.
 
     Args:
         penalty: The penalty, or None.
@@ -111,18 +110,6 @@ def check_excluded(penalty: Penalty | None, network: keras.Model) -> None:
             "`exclude` leaves all trainable variables out of the penalty, "
             f"which has no effect then. Received: exclude={penalty.exclude}, "
             f"and variables of the paths {paths}. Leave out fewer."
-        )
-    unused = [
-        pattern
-        for pattern in penalty.exclude
-        if not any(re.search(pattern, path) for path in paths)
-    ]
-    if unused:
-        warnings.warn(
-            f"`exclude` leaves nothing out by {unused}, which no variable's "
-            f"path has. Paths begin like {paths[:3]}.",
-            UserWarning,
-            stacklevel=2,
         )
 
 
