@@ -60,7 +60,10 @@ def are_known_to_be_independent(layer: keras.layers.Layer) -> bool:
         return False
     if isinstance(layer, _DEPENDENT) or layer.activity_regularizer:
         return False
-    if any(catalogue.functions_of_others(layer)):
+    # What is not Keras's is ours here, and so are the functions in it.
+    if keras_layers.is_keras_own(layer) and any(
+        catalogue.functions_of_others(layer)
+    ):
         return False
     if _goes_along_examples(layer) or getattr(layer, "mask_zero", False):
         return False
