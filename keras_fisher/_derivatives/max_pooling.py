@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import functools
-import inspect
 import itertools
 
 import numpy as np
@@ -46,22 +45,31 @@ def by_max_pool(own: Callable) -> Callable:
     """
 
     @functools.wraps(own)
-    def pool(input, window_shape, pooling_type, strides=None, *args, **kwargs):
-        arguments = inspect.signature(own).bind(
-            input, window_shape, pooling_type, strides, *args, **kwargs
-        )
-        arguments.apply_defaults()
-        given = arguments.arguments
-        dilations = np.ravel(given["dilations"] or 1)
-        if pooling_type != "MAX" or any(dilations != 1):
-            return own(*arguments.args, **arguments.kwargs)
-        return tf.nn.max_pool(
+    def pool(
+        input,
+        window_shape,
+        pooling_type,
+        strides=None,
+        padding="VALID",
+        data_format=None,
+        dilations=None,
+        name=None,
+    ):
+        is_dilated = dilations is not None and np.any(np.array(dilations) != 1)
+        if pooling_type == "MAX" and not is_dilated:
+            strides = strides or [1] * len(window_shape)
+            return tf.nn.max_pool(
+                input, window_shape, strides, padding, data_format, name
+            )
+        return own(
             input,
             window_shape,
-            strides or [1] * len(window_shape),
-            given["padding"],
-            given["data_format"],
-            given["name"],
+            pooling_type,
+            strides,
+            padding,
+            data_format,
+            dilations,
+            name,
         )
 
     return pool
