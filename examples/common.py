@@ -106,6 +106,8 @@ def load_data(
             f"There are {count} examples to train on, fewer than make one "
             f"batch of {batch_size}: lower --batch_size."
         )
+    if augment and train.element_spec[0].shape.rank != 3:
+        sys.exit(f"--augment shifts and flips images, and {name} has none.")
     size = info.splits["train"].num_examples
     train, test = (part.with_options(_options()) for part in (train, test))
     train, test = _cached(train), _cached(test.batch(batch_size))
@@ -234,9 +236,15 @@ def strategy(name: str, cpu_devices: int = 1) -> tf.distribute.Strategy:
 def build_network(
     name: str, input_shape: tuple[int, ...], classes: int
 ) -> keras.Model:
-    """Builds one of `MODELS`, with logits as outputs."""
+    """Builds one of `MODELS`, with logits as outputs.
+
+    Ends with what there is to do if the network cannot take such inputs.
+    """
     if name in _MODELS:
-        return _MODELS[name](input_shape, classes=classes)
+        try:
+            return _MODELS[name](input_shape, classes=classes)
+        except ValueError as error:
+            sys.exit(f"--model={name} does not fit the data set. {error}")
     return keras.Sequential(
         [
             keras.Input(input_shape),

@@ -55,6 +55,15 @@ def test_less_than_a_batch_is_said_before_it_trains():
     assert "lower --batch_size" in error.value.code
 
 
+def test_networks_and_data_that_do_not_fit_end_the_script_with_one_message():
+    with pytest.raises(SystemExit, match="--model=vgg11") as error:
+        common.build_network("vgg11", (8, 8, 1), 10)
+    assert "at least 32 pixels" in error.value.code, error.value.code
+    with pytest.raises(SystemExit, match="shifts and flips") as error:
+        common.load_data("mnist1d", 64, augment=True)
+    assert "mnist1d has none" in error.value.code, error.value.code
+
+
 def test_held_out_examples_are_of_the_training_set():
     whole = common.load_data("digits", 64)
     parts = common.load_data("digits", 64, holdout=0.25)
