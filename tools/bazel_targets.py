@@ -32,7 +32,7 @@ _PACKAGES = {
 _PACKAGES_OF_METHODS = {"to_markdown": "tabulate"}
 # In environments of their own, or installed by hand; tests skip without them.
 _ELSEWHERE = {
-    *("backpack", "grain", "jax", "nngeometry", "torch"),
+    *("backpack", "cleanlab", "grain", "jax", "nngeometry", "torch"),
     *("griffe", "keras_hub", "mkdocs", "onnxruntime", "tf2onnx"),
 }
 _HEAD = """\

@@ -10,6 +10,8 @@ bounded Fisher Penalty, and ranks the training examples at several moments:
   the example in the empirical Tr(F).
 - `sampled trace`: by the same for a label that the network draws, the share in
   Tr(F) itself, which does not see the given label.
+- `confident learning`, with `--cleanlab`: what cleanlab's `find_label_issues`
+  flags before the rest, both by the loss.
 
 A rank is worth what the area under its ROC curve is: the probability that an
 example with a wrong label comes before one with the right one. 0.5 is chance.
@@ -22,6 +24,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.util
 import os
 
 from absl import app
@@ -55,6 +58,16 @@ _MOMENTS = experiment.define_integers(
     (1, 2, 4, 8),
     "Epochs after which examples are ranked; training ends with the last one, "
     "whatever --epochs says.",
+)
+_CLEANLAB = flags.DEFINE_boolean(
+    "cleanlab",
+    False,
+    "Rank by confident learning, too; needs the package cleanlab.",
+)
+flags.register_validator(
+    "cleanlab",
+    lambda wanted: not wanted or importlib.util.find_spec("cleanlab"),
+    "--cleanlab needs the package cleanlab: `pip install cleanlab`.",
 )
 flags.adopt_module_key_flags(experiment)
 
@@ -107,12 +120,27 @@ def scores(
         batch_size=_BATCH_SIZE,
         verbose=0,
     )
-    return {
-        "loss": np.logaddexp.reduce(logits, axis=1) - given,
+    loss = np.logaddexp.reduce(logits, axis=1) - given
+    found = {
+        "loss": loss,
         "margin": _softmax_gap(logits, others.max(axis=1), given),
         "given trace": np.asarray(trace(label, estimator="empirical")),
         "sampled trace": np.asarray(trace(seed=seed)),
     }
+    if _CLEANLAB.value:
+        flagged = _label_issues(logits, label)
+        found["confident learning"] = loss + flagged * (1 + loss.max())
+    return found
+
+
+def _label_issues(logits: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """Whether cleanlab takes the labels for wrong."""
+    from cleanlab import filter as confident_learning
+
+    total = np.logaddexp.reduce(logits, axis=1, keepdims=True)
+    return confident_learning.find_label_issues(
+        label, np.exp(logits - total), n_jobs=1
+    )
 
 
 def _softmax_gap(
@@ -219,7 +247,8 @@ def main(argv: list[str]) -> None:
     moments = sorted(map(int, _MOMENTS.value))
     directory = os.path.join(experiment.output_dir(), "runs")
     os.makedirs(directory, exist_ok=True)
-    name = f"ranks{'-'.join(map(str, moments))}.json"
+    kind = "cleanlab" if _CLEANLAB.value else "ranks"
+    name = f"{kind}{'-'.join(map(str, moments))}.json"
     runs = planned()
     found = sweep.shared(
         {

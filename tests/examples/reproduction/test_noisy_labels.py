@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import types
+
 from absl import flags
 import common
 import experiment
@@ -52,6 +55,40 @@ def test_sampled_trace_does_not_see_the_given_label(network):
         first["sampled trace"], second["sampled trace"]
     )
     assert (first["given trace"] != second["given trace"]).all()
+
+
+def test_confident_learning_puts_what_it_flags_first(network, monkeypatch):
+    confident_learning = pytest.importorskip("cleanlab.filter")
+    given = types.SimpleNamespace(value=True)
+    monkeypatch.setattr(noisy_labels, "_CLEANLAB", given)
+    x, label = _examples(80)
+    found = noisy_labels.scores(network, x, label, seed=0)
+    probabilities = keras.ops.softmax(network(x)).numpy()
+    # The loss, and the margin, are two of its own scores.
+    rank = pytest.importorskip("cleanlab.rank")
+    for score, method in (
+        ("loss", "self_confidence"),
+        ("margin", "normalized_margin"),
+    ):
+        theirs = rank.get_label_quality_scores(
+            label, probabilities, method=method, adjust_pred_probs=False
+        )
+        np.testing.assert_array_equal(
+            np.argsort(found[score]), np.argsort(-theirs)
+        )
+    flagged = confident_learning.find_label_issues(label, probabilities)
+    first = np.argsort(-found["confident learning"])
+    assert 0 < flagged.sum() < 80
+    by_loss = np.argsort(-found["loss"])
+    expected = [i for i in by_loss if flagged[i]]
+    expected += [i for i in by_loss if not flagged[i]]
+    np.testing.assert_array_equal(first, expected)
+
+
+def test_cleanlab_is_asked_for_before_anything_trains(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(flags.IllegalFlagValueError, match="pip install clean"):
+        flags.FLAGS.cleanlab = True
 
 
 def test_area_is_the_share_of_pairs_in_the_right_order(monkeypatch):
