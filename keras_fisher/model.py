@@ -36,6 +36,7 @@ from keras_fisher._training.schedule import Plan
 from keras_fisher._training.settings import Settings
 from keras_fisher._training.trace_measurement import TraceMeasurement
 from keras_fisher._training.train_function import TrainFunction
+from keras_fisher.likelihoods import output_checks
 
 
 @keras.saving.register_keras_serializable(package="keras_fisher")
@@ -268,6 +269,10 @@ class FisherModel(Settings, Evaluation):
         # Forward pass, loss, penalty.
         with tf.GradientTape(persistent=is_apart) as tape:
             forward = observer.forward(self.model, x, seed=self.seed_generator)
+            if not tf.executing_eagerly():
+                output_checks.check_traced(
+                    self.likelihood, forward.layer_outputs
+                )
             loss = self.compute_loss(x, y, forward.outputs, sample_weight)
             objective = optimizer.scale_loss(tf.reduce_sum(loss))
             if is_fresh:
@@ -400,9 +405,8 @@ class FisherModel(Settings, Evaluation):
         model_checks.check_trainable(self.model)
         model_checks.check_excluded(self.penalty, self.model)
         self._penalty_gradient.create_state()
-        if self.distribute_strategy.num_replicas_in_sync == 1:
-            model_checks.check_operations(self.model, self.likelihood, x)
         if tf.executing_eagerly():  # And maybe in a loop of one's own.
+            self._operation_look.look(x)
             self._output_look.look(x)
 
     # The function that `fit` calls.

@@ -167,7 +167,11 @@ def _tracked(pattern: str) -> list[pathlib.Path]:
     names = found.stdout.split()
     # A copy without its history has what lies in the folders.
     paths = [_ROOT / n for n in names] or _ROOT.glob(f"**/{pattern}")
-    return [p for p in paths if p.exists() and ".venv" not in p.parts]
+    return [
+        path
+        for path in paths
+        if path.exists() and not any(p.startswith(".venv") for p in path.parts)
+    ]
 
 
 def _length(function: ast.FunctionDef) -> int:

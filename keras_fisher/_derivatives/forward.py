@@ -98,6 +98,12 @@ class Forward:
         return len(self.layer.trainable_variables)
 
     @property
+    def layer_outputs(self) -> Any:
+        """What the layer itself has returned, of which the others are made."""
+        is_all = self.subset.first is None or self._was_picked
+        return self.outputs if is_all else self.subset_outputs
+
+    @property
     def dtype(self) -> tf.DType:
         """The dtype of the outputs, the narrowest if there are several."""
         dtypes = [t.dtype for t in structures.leaves(self.subset_outputs)]

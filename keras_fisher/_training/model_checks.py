@@ -179,6 +179,16 @@ def _check_outputs(
     likelihood.check(outputs)
 
 
+def operation_look(
+    network: keras.layers.Layer, likelihood: Likelihood
+) -> FirstLook:
+    """Looks by which operations outputs are computed, where no graph tells."""
+    return FirstLook(
+        lambda x: check_operations(network, likelihood, x),
+        lambda: likelihood.constrains_operations,
+    )
+
+
 def check_operations(
     network: keras.layers.Layer, likelihood: Likelihood, x: Any
 ) -> None:

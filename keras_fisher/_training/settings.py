@@ -122,6 +122,9 @@ class Settings(ReadOnce, keras.Model):
         self._output_look = model_checks.output_look(
             self.model, self.likelihood
         )
+        self._operation_look = model_checks.operation_look(
+            self.model, self.likelihood
+        )
         if self.model.built and self.optimizer is not None:
             model_checks.check_trainable(self.model)
             model_checks.check_excluded(self.penalty, self.model)

@@ -1,7 +1,8 @@
 """Whether the outputs of a model are what a likelihood expects.
 
 Values alone do not tell probabilities from logits, so it is the operation that
-computes them that is looked at, in a graph that is traced for that only.
+computes them that is looked at: in the graph of a step, or, where there is
+none, in one that is traced for that only.
 """
 
 from __future__ import annotations
@@ -46,6 +47,20 @@ def check(
         likelihood.check_operation(operations, outputs)
 
 
+def check_traced(likelihood: Likelihood, outputs: Any) -> None:
+    """The same of outputs in a graph, by the operations that are there.
+
+    Args:
+        likelihood: Of the outputs.
+        outputs: As the layer has returned them.
+    """
+    if not likelihood.constrains_operations:
+        return
+    operations = structures.apply(_operation_behind, outputs)
+    likelihood.check_structure(operations)
+    likelihood.check_operation(operations, None)
+
+
 def _last_operations(layer: keras.layers.Layer, x: Any) -> Any:
     """The TensorFlow operations behind the outputs, in their structure."""
     found = None
@@ -68,6 +83,8 @@ def _last_operations(layer: keras.layers.Layer, x: Any) -> Any:
 
 def _operation_behind(tensor: tf.Tensor) -> str:
     """The type of the operation that computes the values of a tensor."""
+    if not isinstance(tensor, tf.Tensor):
+        return ""
     classes = tensor.shape[-1] if tensor.shape.rank else None
     while tensor.op.type in _PASSING:
         is_many = tensor.op.type == "IdentityN"

@@ -237,6 +237,43 @@ def test_the_layer_is_looked_into_once(monkeypatch):
     assert len(calls) == 1
 
 
+@pytest.mark.parametrize("mode", ["graph", "xla"])
+@pytest.mark.parametrize("fraction", [1.0, 0.5])
+@pytest.mark.parametrize("mixes", [False, True])
+def test_a_graph_tells_its_operations_and_no_other_is_traced(
+    mode, fraction, mixes, monkeypatch
+):
+    def fail(*args):
+        raise AssertionError("traced for that only")
+
+    monkeypatch.setattr(output_checks, "_last_operations", fail)
+    # Nor are values looked at, which might tell the same.
+    monkeypatch.setattr(Categorical, "check", lambda *args: None)
+    body = [layers.BatchNormalization()] if mixes else []
+    penalty = keras_fisher.FisherPenalty(fraction=fraction, every=3)
+    for activation, is_refused in (("softmax", True), (None, False)):
+        head = layers.Dense(3, activation=activation)
+        model = _wrapped(_sequential(*body, head), **_COMPILE[mode])
+        model.penalty = penalty
+        if is_refused:
+            _assert_refused(lambda model=model: _fit(model))
+        else:
+            assert _fit(model).history["fisher_trace"][0] > 0
+
+
+def test_of_steps_without_a_graph_the_first_is_traced(monkeypatch):
+    calls, trace = [], output_checks._last_operations
+
+    def counted(*args):
+        calls.append(args)
+        return trace(*args)
+
+    monkeypatch.setattr(output_checks, "_last_operations", counted)
+    model = _wrapped(_LOGITS["random"](), run_eagerly=True)
+    model.fit(_X, _Y, batch_size=4, epochs=2, verbose=0)
+    assert len(calls) == 1
+
+
 def test_nothing_is_traced_for_likelihoods_that_take_any_operation(
     monkeypatch,
 ):
