@@ -21,7 +21,10 @@ def command() -> str:
 
 
 def commit() -> str:
-    """The last commit of the library, with a plus sign if files differ."""
+    """The last commit of the library, with a plus sign if files differ.
+
+    Empty where there is no history.
+    """
 
     def git(*arguments: str) -> str:
         return subprocess.run(
@@ -50,7 +53,7 @@ def rows_of(text: str) -> list[list[str]]:
 
 
 def conditions(found: dict[str, str], more: str = "") -> str:
-    """A list of the machine and of the versions found.
+    """A list of the machine, of the versions found, and of our commit.
 
     Args:
         found: Versions by package.
@@ -61,6 +64,7 @@ def conditions(found: dict[str, str], more: str = "") -> str:
         f"system: {platform.platform()}",
         f"python {platform.python_version()}",
         *(f"{name} {version}" for name, version in found.items()),
+        *([f"commit {commit()}"] if commit() else []),
     ]
     return "\n".join(f"- {line}" for line in lines)
 
