@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pathlib
+
 import cases
+import clusters
 import keras
 from keras import layers
 import numpy as np
@@ -259,6 +262,24 @@ def test_a_graph_tells_its_operations_and_no_other_is_traced(
             _assert_refused(lambda model=model: _fit(model))
         else:
             assert _fit(model).history["fisher_trace"][0] > 0
+
+
+def message_of_softmax():
+    Categorical.check = lambda *args: None  # of values
+    model = _wrapped(_SOFTMAX["dense"]())
+    try:
+        _fit(model)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def test_replicas_tell_their_operations():
+    module = pathlib.Path(__file__).stem
+    [[message]] = clusters.results(
+        module, "replicas", 2, ("message_of_softmax",)
+    )
+    assert "expects logits" in message, message
 
 
 def test_of_steps_without_a_graph_the_first_is_traced(monkeypatch):
