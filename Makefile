@@ -118,12 +118,14 @@ gpu-check: gpu-programs .venv-jax/.installed
 	    "jax==0.10.2; python_version < '3.12'"
 	touch $@
 
+# Without a warning of setuptools's that is for all editable installations.
 $(VENV)/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; assert (3, 10) <= sys.version_info < (3, 14), \
 	    "Python 3.10 to 3.13 is needed, for example: make PYTHON=python3.12"'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet \
+	    --editable ".[dev]"
 	touch $@
 
 # Whether types of public names are known, as far as they are ours.
