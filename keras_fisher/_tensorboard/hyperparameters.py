@@ -8,6 +8,9 @@ from typing import Any
 
 import keras
 
+# What callbacks and users change while a run trains.
+MOVING = ("learning_rate", "alpha")
+
 _OF_AVERAGING = ("use_ema", "ema_momentum", "ema_overwrite_frequency")
 
 
@@ -43,6 +46,26 @@ def of(model: keras.Model, batch_size: int | None = None) -> dict[str, Any]:
         found |= model.penalty.get_config()
         found["penalty"] = model.penalty.name
     return simple(found)
+
+
+def without_moving(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that stay what they were when the run began."""
+    return {key: value for key, value in values.items() if key not in MOVING}
+
+
+def as_begun(
+    found: Mapping[str, Any], written: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Those that may have moved, as they were written when the run began.
+
+    Args:
+        found: Hyperparameters as they are.
+        written: As they were; of another run, or none, where others differ.
+    """
+    lasting = without_moving(found)
+    is_same = all(written.get(name) == lasting[name] for name in lasting)
+    source = written if is_same else found
+    return {name: source[name] for name in MOVING if name in source}
 
 
 def simple(values: Mapping[str, Any]) -> dict[str, Any]:

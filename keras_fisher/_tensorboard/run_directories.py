@@ -18,6 +18,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from keras_fisher._tensorboard import event_files
+from keras_fisher._tensorboard import hyperparameters as hyperparameters_lib
 from keras_fisher._tensorboard import tags
 
 try:
@@ -45,10 +46,12 @@ class Choice(NamedTuple):
 def choose(root: str, step: int, hyperparameters: Mapping[str, Any]) -> Choice:
     """Chooses between a directory and `run_2`, `run_3`, ... inside of it.
 
-    A run that is resumed goes on in the latest with its hyperparameters, or in
-    the latest where none has them. One that starts takes the first
-    where there is none, or where one with the same hyperparameters has begun
-    and not ended. None takes what another process is writing into.
+    A run that is resumed goes on where one has its hyperparameters (the
+    learning rate and α may have moved) and was left at about its step, or else
+    in the latest, but for one that has ended after more steps. One that starts
+    takes the first where there is none, or where one with the same
+    hyperparameters has begun and not ended. None takes what another process is
+    writing into.
 
     Args:
         root: The directory.
@@ -56,7 +59,7 @@ def choose(root: str, step: int, hyperparameters: Mapping[str, Any]) -> Choice:
         hyperparameters: Those of the run that are known, as written.
     """
     if step:
-        for directory in _resumable(root, hyperparameters):
+        for directory in _resumable(root, step, hyperparameters):
             if lock(directory):
                 return Choice(directory, _elsewhere(root, directory))
     is_locked = False
@@ -82,7 +85,9 @@ def choose(root: str, step: int, hyperparameters: Mapping[str, Any]) -> Choice:
 
 def latest(root: str, step: int, hyperparameters: Mapping[str, Any]) -> str:
     """What `choose` chooses for a resumed run; for those who only read."""
-    return [*_resumable(root, hyperparameters), root][0] if step else root
+    if not step:
+        return root
+    return [*_resumable(root, step, hyperparameters), root][0]
 
 
 def lock(directory: str) -> bool:
@@ -147,10 +152,32 @@ def _runs(root: str) -> list[str]:
     return [directory for directory in existing if _holds_run(directory)]
 
 
-def _resumable(root: str, hyperparameters: Mapping[str, Any]) -> list[str]:
-    """The directories that hold runs: first of these, and first the latest."""
-    latest_first = _runs(root)[::-1]
-    return sorted(latest_first, key=lambda d: not _has(d, hyperparameters))
+def _resumable(
+    root: str, step: int, hyperparameters: Mapping[str, Any]
+) -> list[str]:
+    """The directories that a run may go on in, the likeliest first."""
+    lasting = hyperparameters_lib.without_moving(hyperparameters)
+    ranks = {}
+    for directory in reversed(_runs(root)):
+        last = _last_step(directory)
+        is_over = last > step and _has_ended(directory)
+        is_alike = _has(directory, lasting)
+        if is_alike or not is_over:
+            ranks[directory] = (
+                not is_alike,
+                is_over,
+                not _has(directory, hyperparameters),
+                # Which killed processes were near, and not where none is alike.
+                abs(last - step) if is_alike else 0,
+            )
+    return sorted(ranks, key=ranks.get)
+
+
+def _last_step(directory: str) -> int:
+    """The step of the last point of our curves; -1 without any."""
+    points = event_files.scalars(os.path.join(directory, tags.TRAIN))
+    steps = (p.step for p in points if tags.is_fisher(p.tag))
+    return max(steps, default=-1)
 
 
 def _elsewhere(root: str, directory: str, why: str | None = None) -> str | None:
@@ -174,9 +201,11 @@ def _holds_run(directory: str) -> bool:
 
 def _has_begun(directory: str, hyperparameters: Mapping[str, Any]) -> bool:
     """Whether a run with these has begun in a directory, and not ended."""
-    return _has(directory, hyperparameters) and not event_files.has_ended(
-        os.path.join(directory, tags.HPARAMS)
-    )
+    return _has(directory, hyperparameters) and not _has_ended(directory)
+
+
+def _has_ended(directory: str) -> bool:
+    return event_files.has_ended(os.path.join(directory, tags.HPARAMS))
 
 
 def _has(directory: str, hyperparameters: Mapping[str, Any]) -> bool:

@@ -151,7 +151,7 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
             self._is_open = True
         super().on_epoch_begin(epoch, logs)
         self.early_phase.on_epoch_begin(epoch)
-        self._step = step_of(self.model)
+        self._step = self._seen_step = step_of(self.model)
         if self._has_to_probe_first:
             self._write_probe(self._step)
             self._has_to_probe_first = False
@@ -166,6 +166,14 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
             self._restore(step, epoch)
         elif self._writes:
             run_directories.lock(self.log_dir)
+        written = {}
+        if step:
+            written = event_files.hyperparameters(
+                os.path.join(self.log_dir, tags.HPARAMS)
+            )
+        self._begun_with = hyperparameters_lib.as_begun(
+            self._hyperparameters(), written
+        )
         self._session = self._new_session()
         self._pages_are_open = False
         self._layers = None
@@ -262,11 +270,14 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
             self._open_pages(logs, int(measured.batch_size[0]))
             self._write_measurements(measured)
             self._write_early_phase()
-        # At least as many as were made; exact where an epoch begins.
+        # At least as many as were made: the true number is waited for.
         before = self._step
         self._step += self.model.steps_per_execution
         if self.probe is not None and self.probe.is_due(before, self._step):
-            self._write_probe(step_of(self.model))
+            before, self._seen_step = self._seen_step, step_of(self.model)
+            self._step = self._seen_step
+            if self.probe.is_due(before, self._step):
+                self._write_probe(self._step)
 
     def on_epoch_end(
         self, epoch: int, logs: dict[str, Any] | None = None
@@ -295,10 +306,10 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
             self._write_heat_map(step, at_last=True)
             self._write(self._session, (step, summaries.session_end()))
             self._session.close()
+            self._end = self.log_dir, step
         super().on_train_end(logs)
         if self._writes:
             run_directories.unlock(self.log_dir)
-        self._end = self.log_dir, step
 
     # Of several workers the chief writes; what the others write goes nowhere.
 
@@ -370,7 +381,8 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
     def _write_early_phase(self) -> None:
         early, threshold = self.early_phase, self.early_phase.crossing
         is_known = threshold is not None and math.isfinite(threshold)
-        if is_known and not self._threshold_is_written:
+        # It stands where Tr(F) is measured first.
+        if is_known and early.steps and not self._threshold_is_written:
             self._write_scalars(
                 (early.steps[0], {tags.EARLY_THRESHOLD: threshold})
             )
@@ -427,7 +439,7 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
             has_bound="fisher_ratio" in logs,
         )
         self._write(self._train_writer, (0, charts))
-        found = self._hyperparameters(batch_size)
+        found = self._hyperparameters(batch_size) | self._begun_with
         # Unique, and begins with what the narrow column can show.
         parent, name = os.path.split(os.path.normpath(self.log_dir))
         buffer = summaries.session_start(found, f"{name} in {parent or '.'}")

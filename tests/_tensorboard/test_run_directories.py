@@ -18,19 +18,20 @@ from keras_fisher._tensorboard import tags
 _HYPERPARAMETERS = {"alpha": 0.1, "model": "network", "is_new": True}
 
 
-def _write(directory, name, *buffers):
+def _write(directory, name, *buffers, step=0):
     writer = tf.summary.create_file_writer(str(directory / name))
     with writer.as_default():
         for buffer in buffers:
-            tf.summary.experimental.write_raw_pb(buffer, step=0)
+            tf.summary.experimental.write_raw_pb(buffer, step=step)
     writer.close()
 
 
-def _run(directory, hyperparameters=_HYPERPARAMETERS, *, ends=False):
-    """Writes the beginning of a run, and perhaps its end."""
+def _run(directory, hyperparameters=_HYPERPARAMETERS, *, ends=False, last=0):
+    """Writes the beginning of a run, its last point, and perhaps its end."""
     start = summaries.session_start({**hyperparameters, "batch_size": 8.0}, "")
     _write(directory, tags.HPARAMS, start)
-    _write(directory, tags.TRAIN, summaries.scalars({tags.TRACE: 1.0}))
+    point = summaries.scalars({tags.TRACE: 1.0})
+    _write(directory, tags.TRAIN, point, step=last)
     if ends:
         _write(directory, tags.HPARAMS, summaries.session_end())
 
@@ -112,6 +113,33 @@ def test_a_resumed_run_goes_on_in_its_own_directory(ends, tmp_path):
     _run(tmp_path / "run_3", other, ends=ends)
     assert _choose(tmp_path, step=3)[:2] == ("run_2", False)
     assert _latest(tmp_path, 3) == str(tmp_path / "run_2")
+
+
+_MOVED = _HYPERPARAMETERS | {"alpha": 0.2}
+_OTHER = _HYPERPARAMETERS | {"model": "another"}
+
+
+@pytest.mark.parametrize(
+    "runs, expected",
+    [
+        # What has moved since it began does not make it another run.
+        ([(_MOVED, 3, False), (_OTHER, 3, False)], "."),
+        # Of two that were killed, it is the one that was near.
+        ([(_MOVED, 3, False), (_MOVED, 9, False)], "."),
+        ([(_MOVED, 9, False), (_MOVED, 3, False)], "run_2"),
+        ([(_MOVED, 3, False), (_HYPERPARAMETERS, 9, True)], "."),
+        # One that has ended after more steps loses points to none but itself.
+        ([(_OTHER, 9, True)], "run_2"),
+        ([(_OTHER, 9, True), (_OTHER, 2, True)], "run_2"),
+        ([(_HYPERPARAMETERS, 9, True)], "."),
+        ([(_OTHER, 9, False)], "."),
+    ],
+)
+def test_a_resumed_run_finds_where_it_was(runs, expected, tmp_path):
+    for number, (hyperparameters, last, ends) in enumerate(runs, 1):
+        directory = tmp_path if number == 1 else tmp_path / f"run_{number}"
+        _run(directory, hyperparameters, ends=ends, last=last)
+    assert _choose(tmp_path, step=4)[:2] == (expected, False)
 
 
 def test_a_run_that_measures_nothing_is_not_written_over(tmp_path):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import written_curves
 
+from keras_fisher import FisherModel
 from keras_fisher import fisher_trace
 from keras_fisher.callbacks import FisherTensorBoard
 
@@ -68,6 +69,31 @@ def test_the_probe_is_measured_with_the_weights_of_its_step(
                 by_layer[layer],
                 rtol=1e-5,
             )
+
+
+@pytest.mark.parametrize(
+    "accumulated, steps, every, expected",
+    [
+        (4, 1, 3, [0, 3, 6, 9]),  # of 40 batches, 10 steps
+        (None, 4, 12, [0, 14, 24, 38]),  # calls end at 4, 8, 10, 14, ...
+    ],
+)
+def test_the_probe_goes_by_steps_that_were_made(
+    accumulated, steps, every, expected, tmp_path
+):
+    network = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    model = FisherModel(network)
+    model.compile(
+        keras.optimizers.SGD(0.1, gradient_accumulation_steps=accumulated),
+        "mse",
+        steps_per_execution=steps,
+    )
+    x = np.ones((10, 4), "float32")
+    board = FisherTensorBoard(tmp_path, probe=x, probe_every=every)
+    model.fit(x, x[:, :3], batch_size=1, epochs=4, verbose=0, callbacks=[board])
+    curves = written_curves.read_curves(tmp_path / "train")
+    found = [step for step, _ in curves["fisher/probe_trace"]]
+    assert found == expected
 
 
 def test_the_probe_does_not_change_what_is_trained(tmp_path):

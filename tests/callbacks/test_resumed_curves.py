@@ -117,6 +117,42 @@ def test_a_resumed_run_goes_on_in_the_latest_directory(tmp_path):
     )
 
 
+def test_a_fit_without_an_epoch_is_no_run(tmp_path):
+    model = written_curves.model()
+    board = FisherTensorBoard(tmp_path, probe=written_curves.X)
+    written_curves.fit(model, [board], 0)
+    assert not written_curves.read_curves(tmp_path / "train")
+    written_curves.fit(model, [board], 2)
+    written_curves.fit(model, [board], 0)
+    written_curves.fit(model, [board], 1)
+    curves = written_curves.read_curves(tmp_path / "train")
+    steps = [step for step, _ in curves["fisher/trace"]]
+    assert steps == [*range(0, 15, 2)]
+
+
+def test_a_run_keeps_the_learning_rate_and_the_alpha_it_began_with(tmp_path):
+    def slower(epoch, rate):
+        return rate / 2
+
+    def row():
+        found = event_files.hyperparameters(str(tmp_path / "hparams"))
+        return found["learning_rate"], found["alpha"], found["every"]
+
+    scheduler = keras.callbacks.LearningRateScheduler(slower)
+    model = written_curves.model(FisherPenalty(0.5))
+    rate = float(model.optimizer.learning_rate)
+    for board in (FisherTensorBoard(tmp_path), FisherTensorBoard(tmp_path)):
+        # Behind the board, which has been opened when it moves the rate.
+        written_curves.fit(model, [board, scheduler], 1)
+        assert row() == (pytest.approx(rate), 0.5, 1)
+        model.penalty.alpha = 0.25
+    assert float(model.optimizer.learning_rate) < rate
+    # Another penalty is told of.
+    model.penalty = FisherPenalty(0.125, every=2)
+    written_curves.fit(model, [FisherTensorBoard(tmp_path)], 1)
+    assert row()[1:] == (0.125, 2)
+
+
 def test_a_directory_that_cannot_be_written_is_refused(tmp_path):
     file = tmp_path / "file"
     file.write_text("in the way")

@@ -153,6 +153,29 @@ def test_a_model_that_measures_nothing_writes_what_keras_does(tmp_path):
     assert len(written_curves.scalars(tmp_path / "train", "epoch_loss")) == 2
 
 
+@pytest.mark.parametrize(
+    "kwargs, scale",
+    [
+        ({"trace_every": None}, 1.0),
+        ({"trace_every": None, "penalty": FisherPenalty(start=100)}, 1.0),
+        ({"trace_every": 2}, np.nan),
+    ],
+)
+def test_a_threshold_without_any_trace_is_not_written(kwargs, scale, tmp_path):
+    early = EarlyPhase("loss", threshold=0.5, warn_above=None)
+    model = written_curves.model(**kwargs)
+    board = FisherTensorBoard(tmp_path, early_phase=early)
+    model.fit(
+        scale * written_curves.X,
+        written_curves.Y,
+        batch_size=8,
+        verbose=0,
+        callbacks=[board],
+    )
+    found = written_curves.read_curves(tmp_path / "train")
+    assert "fisher/early_threshold" not in found
+
+
 def test_memorization_is_what_each_epoch_has_shown(tmp_path):
     record = written_curves.Record()
     y = written_curves.noisy_labels()
