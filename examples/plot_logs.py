@@ -62,12 +62,13 @@ def figures(frame, runs) -> Iterator[tuple[str, plt.Axes]]:
             ),
         )
     by_layer = frame[frame["tag"].str.startswith("fisher/trace_by_layer/")]
+    taken = set()
     for run in by_layer["run"].unique():
-        name = run.replace(os.sep, "-").strip(".")
-        yield (
-            f"trace_by_layer-{name}".rstrip("-"),
-            plotting.trace_by_layer(frame, run),
-        )
+        name = f"trace_by_layer-{run.replace('/', '-').strip('.')}".rstrip("-")
+        while name in taken:  # as a/b and a-b
+            name += "+"
+        taken.add(name)
+        yield name, plotting.trace_by_layer(frame, run)
 
 
 def main(argv: list[str]) -> None:

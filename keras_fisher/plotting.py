@@ -91,8 +91,7 @@ def trace(
     curves = _curves(frame, [tag])
     ax = _axes(ax)
     for color, (name, _, *points) in zip(_palette(len(curves)), curves):
-        steps, values = (_averaged(x, smooth) for x in points)
-        ax.plot(steps, values, color=color, label=name)
+        _line(ax, *points, smooth=smooth, color=color, label=name)
     # An axis without any such value cannot be logarithmic.
     if any((np.isfinite(y) & (y > 0)).any() for *_, y in curves):
         ax.set_yscale("log")
@@ -278,7 +277,7 @@ def memorization(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ax = _axes(ax)
     for name, tag, steps, values in curves:
         style, _ = _KINDS[tag]
-        ax.plot(steps, 100 * values, style, color=colors[name])
+        _line(ax, steps, 100 * values, style, color=colors[name])
     _dress(ax, xlabel=_STEP, ylabel="accuracy, %", ylim=(-2, 102))
     drawn = {tag for _, tag, *_ in curves}
     handles = [line([], [], color=colors[name], label=name) for name in names]
@@ -353,8 +352,7 @@ def layer_heat_map(
     ax.set_yticks(range(0, len(layers), every), layers[::every])
     bar = ax.figure.colorbar(mesh, ax=ax, label="Tr(F)")
     if high >= 10 * low:
-        # Without what takes as long to draw as all the rest: ticks between
-        # the decades, and powers typeset.
+        # Without what is slow to draw: ticks between decades, powers typeset.
         bar.minorticks_off()
         bar.ax.yaxis.set_major_formatter("{x:g}")
     return ax
@@ -382,8 +380,7 @@ def trace_by_layer(
     """
     points = frame[frame["tag"].str.startswith(tags.TRACE_BY_LAYER)]
     runs = sorted(points["run"].unique())
-    if run is None and len(runs) == 1:
-        run = runs[0]
+    run = runs[0] if run is None and len(runs) == 1 else run
     if run not in runs:
         raise ValueError(
             f"Pass a run that was measured by layer. Received: run={run!r}. "
@@ -395,8 +392,7 @@ def trace_by_layer(
     table = table[[*points.drop_duplicates("tag").sort_index()["tag"]]]
     layers = [tag.removeprefix(tags.TRACE_BY_LAYER) for tag in table.columns]
     ax = layer_heat_map(table.index, table.to_numpy(), layers, ax=ax)
-    if run != ".":
-        ax.set_title(run)
+    ax.set_title("" if run == "." else run)
     return ax
 
 
@@ -412,8 +408,7 @@ def _axes(ax: Axes | None, height: float = 4.0) -> Axes:
 
 
 def _palette(count: int) -> list[tuple[float, float, float]]:
-    # The first has ten colors.
-    name = "colorblind" if count <= 10 else "viridis"
+    name = "colorblind" if count <= 10 else "viridis"  # which has no end
     return _imported("seaborn").color_palette(name, count)
 
 
@@ -454,11 +449,16 @@ def _curves(frame: pd.DataFrame, wanted) -> list[tuple]:
     ]
 
 
-def _averaged(values: np.ndarray, count: int) -> np.ndarray:
-    """Means of so many consecutive values; of all if there are fewer."""
-    count = min(count, len(values))
-    windows = np.lib.stride_tricks.sliding_window_view(values, count)
-    return windows.mean(axis=1)
+def _line(ax: Axes, steps, values, *style, smooth: int = 1, **kwargs) -> None:
+    """Draws means of so many finite values, or of all; one alone as a dot."""
+    is_finite = np.isfinite(values)
+    if smooth > 1 and is_finite.any():
+        both = np.stack([steps, values])[:, is_finite]
+        count = min(smooth, both.shape[1])
+        windows = np.lib.stride_tricks.sliding_window_view(both, count, axis=1)
+        steps, values = windows.mean(axis=-1)
+    marker = "o" if np.isfinite(values).sum() == 1 else None
+    ax.plot(steps, values, *style, marker=marker, **kwargs)
 
 
 def _spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -179,7 +179,7 @@ def test_smoothing_does_not_smear_what_is_not_finite():
     values = [1.0, math.inf, 1.0, 2.0**99, 0.25, 0.25]
     frame = figures.frame(("a", "train", figures.TRACE, range(6), values))
     [line] = _lines(plotting.trace(frame, smooth=2))
-    assert [y for _, y in line] == [math.inf, math.inf, 2**98, 2**98, 0.25]
+    assert [y for _, y in line] == [1.0, 2**98, 2**98, 0.25]
 
 
 def test_other_curves_are_named_by_tag_and_split():
@@ -322,3 +322,37 @@ def test_without_a_package_it_says_what_to_install(
 
 def _draw_map():
     return plotting.layer_heat_map([0], [[1.0]], ["a"])
+
+
+def _ink(ax):
+    """Number of colored pixels within axes."""
+    ax.figure.canvas.draw()
+    pixels = np.asarray(ax.figure.canvas.buffer_rgba())[::-1, :, :3]
+    box = ax.get_window_extent()
+    inside = pixels[
+        int(box.y0) + 3 : int(box.y1) - 2, int(box.x0) + 3 : int(box.x1) - 2
+    ]
+    return int((np.ptp(inside.astype(int), axis=-1) > 40).sum())
+
+
+@pytest.mark.parametrize(
+    "values, smooth, expected",
+    [
+        ([3.0], 1, [[0, 3.0]]),
+        ([3.0, 5.0], 8, [[0.5, 4.0]]),
+        # What is not finite is in no mean, and leaves a gap without any.
+        ([1.0, np.inf, 3.0, 5.0], 2, [[1, 2.0], [2.5, 4.0]]),
+        ([np.nan, 2.0, np.nan], 1, None),
+    ],
+)
+def test_what_is_measured_is_seen(values, smooth, expected):
+    curve = ("run", "train", figures.TRACE, range(len(values)), values)
+    ax = plotting.trace(figures.frame(curve), smooth=smooth)
+    if expected is not None:
+        assert _lines(ax) == [expected]
+    assert _ink(ax) > 20, "nothing is drawn"
+
+
+def test_a_single_accuracy_is_seen():
+    curve = ("run", "train", "memorization/noisy_accuracy", [5], [0.5])
+    assert _ink(plotting.memorization(figures.frame(curve))) > 20

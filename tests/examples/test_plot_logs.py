@@ -7,6 +7,7 @@ import re
 import pandas as pd
 import pytest
 import scripts
+import tensorflow as tf
 
 
 @pytest.mark.slow
@@ -57,3 +58,21 @@ def test_figures_of_nothing_are_an_error(data_dir, tmp_path):
     )
     assert result.returncode != 0
     assert "no event files" in result.stdout + result.stderr
+
+
+def test_each_run_has_a_figure_of_its_layers(data_dir, tmp_path):
+    for run in ("a/b", "a-b"):
+        writer = tf.summary.create_file_writer(f"{tmp_path}/logs/{run}/train")
+        with writer.as_default():
+            for step in range(3):
+                tf.summary.scalar("fisher/trace_by_layer/one", 1.0, step)
+        writer.close()
+    result = scripts.run(
+        "plot_logs.py",
+        f"--log_dir={tmp_path}/logs",
+        f"--output_dir={tmp_path}/figures",
+        data_dir=data_dir,
+    )
+    assert result.returncode == 0, result.stderr
+    written = sorted(path.name for path in (tmp_path / "figures").glob("*.png"))
+    assert written == ["trace_by_layer-a-b+.png", "trace_by_layer-a-b.png"]
