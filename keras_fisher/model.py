@@ -9,6 +9,7 @@ it does with that of the penalty, and the loss in the logs stays the user's.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import keras
@@ -20,6 +21,7 @@ from keras_fisher._common import keras_layers
 from keras_fisher._common.noisy_targets import label_of
 from keras_fisher._common.noisy_targets import weight_of
 from keras_fisher._common.structures import output_names
+from keras_fisher._training import class_weights
 from keras_fisher._training import derivative_watch
 from keras_fisher._training import model_checks
 from keras_fisher._training import optimizers
@@ -37,6 +39,8 @@ from keras_fisher._training.settings import Settings
 from keras_fisher._training.trace_measurement import TraceMeasurement
 from keras_fisher._training.train_function import TrainFunction
 from keras_fisher.likelihoods import output_checks
+
+_FIT = inspect.signature(keras.Model.fit)
 
 
 @keras.saving.register_keras_serializable(package="keras_fisher")
@@ -175,9 +179,13 @@ class FisherModel(Settings, Evaluation):
             self.optimizer.build(self.trainable_variables)
 
     def fit(self, x=None, y=None, *args, **kwargs):
-        labels = label_of(y, output_names(self.model))
+        names = output_names(self.model)
+        labels = label_of(y, names)
         model_checks.check_labels(self.model, self.likelihood, labels)
-        history = super().fit(x, y, *args, **kwargs)
+        bound = _FIT.bind(self, x, y, *args, **kwargs)
+        class_weights.become_sample_weights(bound.arguments, names)
+        _, *args = bound.args
+        history = super().fit(*args, **bound.kwargs)
         model_checks.warn_of_lost_weights(self.model, stacklevel=2)
         return history
 
