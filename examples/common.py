@@ -9,6 +9,7 @@ import functools
 import json
 import os
 import sys
+import tempfile
 
 import keras
 import numpy as np
@@ -264,3 +265,14 @@ def replacing(path: str):
     temporary = os.path.join(directory, f"writing-{os.getpid()}-{name}")
     yield temporary
     os.replace(temporary, path)
+
+
+def check_writable(path: str) -> None:
+    """Makes the directory of a file, and ends where nothing can be written."""
+    directory = os.path.dirname(path) or "."
+    try:
+        os.makedirs(directory, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        sys.exit(f"{path} cannot be written: {error}")

@@ -244,7 +244,7 @@ def callbacks(data: common.Data) -> list[keras.callbacks.Callback]:
 def trained() -> keras_fisher.FisherModel:
     """The model of `compiled_model`, trained; prints what came of it."""
     if _SAVE.value:  # rather than after all of the training
-        os.makedirs(os.path.dirname(_SAVE.value) or ".", exist_ok=True)
+        common.check_writable(_SAVE.value)
     strategy = common.strategy(_STRATEGY.value, _CPU_DEVICES.value)
     keras.utils.set_random_seed(_SEED.value)
     data = common.load_data(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import common
 import keras
 import numpy as np
@@ -62,6 +64,15 @@ def test_networks_and_data_that_do_not_fit_end_the_script_with_one_message():
     with pytest.raises(SystemExit, match="shifts and flips") as error:
         common.load_data("mnist1d", 64, augment=True)
     assert "mnist1d has none" in error.value.code, error.value.code
+
+
+def test_a_file_that_cannot_be_written_is_told_of_before(tmp_path):
+    path = tmp_path / "new" / "model.keras"
+    common.check_writable(str(path))
+    assert os.listdir(path.parent) == []
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(SystemExit, match="cannot be written"):
+        common.check_writable(str(tmp_path / "file" / "model.keras"))
 
 
 def test_held_out_examples_are_of_the_training_set():
