@@ -80,6 +80,7 @@ reproduce: $(VENV)/.installed
 # The same on real images; goes on where it was stopped, which is as well: it
 # takes days on a CPU.
 reproduce-images: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet cleanlab
 	for part in images images_resnet; do \
 	    $(BIN)/python examples/reproduction/reproduce.py --part=$$part \
 	        --directory=$(REPRODUCTION)-$$part --page=docs/reproduction.md \

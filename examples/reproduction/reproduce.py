@@ -62,34 +62,36 @@ COMMANDS = (
     ),
 )
 
-# Shorter than the other experiments, with a strength that is not chosen.
-_FIVE_SEEDS = (
-    "--epochs=20",
-    "--seeds=5",
-    "--probe_size=256",
-    "--strengths=FP:0.3",
-)
+# Shorter than the other experiments.
+_FIVE_SEEDS = ("--epochs=20", "--seeds=5", "--probe_size=256")
+_GIVEN = ("--strengths=FP:0.3",)  # and not chosen
 # Every experiment on pictures: fewer of them, and fewer seeds, than there are.
 IMAGE_COMMANDS = (
-    ("learning_rate_sweep.py", "--learning_rates=0.003,0.01,0.03,0.1"),
+    (
+        "learning_rate_sweep.py",
+        "--learning_rates=0.003,0.01,0.03,0.1",
+        *_FIVE_SEEDS,
+    ),
     (
         "learning_rate_sweep.py",
         "--name=batch_size_sweep",
         "--learning_rates=0.03",
         "--batch_sizes=32,128,512",
     ),
-    ("label_noise.py", *_FIVE_SEEDS),
+    ("label_noise.py", *_FIVE_SEEDS, *_GIVEN),
     (
         "label_noise.py",
         "--name=label_noise_20",
         "--label_noise=0.2",
         *_FIVE_SEEDS,
+        *_GIVEN,
     ),
     (
         "noisy_labels.py",
         "--train_examples=2000",
-        "--seeds=1",
+        "--seeds=5",
         "--moments=2,4,8",
+        "--cleanlab",
     ),
     ("penalty_comparison.py",),
     ("delayed_penalty.py", "--starts=0,78,390,1170"),

@@ -62,14 +62,21 @@ def test_areas_are_those_of_the_runs():
     path = _PAGE.with_suffix("") / f"{_OF_RANKING}.csv"
     table = path.with_suffix(".md").read_text(encoding="utf-8")
     by = ["method", "epoch", "score"]
-    means = 100 * pd.read_csv(path).groupby(by)[["area", "precision"]].mean()
+    groups = 100 * pd.read_csv(path).set_index(by)[["area", "precision"]]
+    groups = groups.groupby(level=by)
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")]
         for line in table.splitlines()[2:]
     ]
     assert sorted(rows) == sorted(
-        [*map(str, kind), f"{area:.1f}", f"{precision:.1f}"]
-        for kind, (area, precision) in zip(means.index, means.to_numpy())
+        [
+            *map(str, kind),
+            *(
+                f"{mean:.1f} ± {error:.1f}"
+                for mean, error in zip(group.mean(), group.sem())
+            ),
+        ]
+        for kind, group in groups
     )
 
 
@@ -108,7 +115,7 @@ def test_every_command_of_the_page_is_one_of_make_reproduce():
 def _flags(arguments):
     """Values by flag; of one that is given several times, all or the last."""
     found = {}
-    for name, value in (a.split("=", 1) for a in arguments):
+    for name, _, value in (a.partition("=") for a in arguments):
         several = [*found.get(name, []), value]
         found[name] = several if name == "--strengths" else [value]
     return found
