@@ -102,6 +102,8 @@ def check_trainable(
 ) -> None:
     """Raises a `ValueError` if there is nothing to differentiate by.
 
+    Or where Keras returns other things than gradients.
+
     Args:
         layer: A built layer or model.
         consequence: What is wrong then.
@@ -111,6 +113,17 @@ def check_trainable(
         raise ValueError(
             f"No variable of the model is trainable, so {consequence}. "
             f"Received: {layer.name} with trainable={layer.trainable}. {advice}"
+        )
+    scales = [
+        variable.path
+        for variable in layer.trainable_variables
+        if getattr(variable, "overwrite_with_gradient", False)
+    ]
+    if scales:
+        raise ValueError(
+            "Layers in float8 give new scales where gradients are expected, so "
+            f"that no gradient norm is one. Received: {layer.name} with "
+            f'{scales[0]}, ... Use it before `quantize("float8")`.'
         )
 
 
@@ -145,8 +158,18 @@ def unwrapped(layer: keras.layers.Layer) -> keras.layers.Layer:
 
 
 def compute_dtype(layer: keras.layers.Layer) -> str:
-    """The dtype that a layer computes in, or what it only passes on to."""
-    return unwrapped(layer).compute_dtype
+    """The coarsest dtype that a layer, or one in it, computes in."""
+    found = [
+        each.compute_dtype
+        for each in operations_in(unwrapped(layer))
+        if isinstance(each, keras.layers.Layer)
+        and keras.backend.is_float_dtype(each.compute_dtype)
+    ]
+    # Where they are equally wide, the one of less range.
+    return min(
+        found or [unwrapped(layer).compute_dtype],
+        key=lambda name: (tf.as_dtype(name).size, tf.as_dtype(name).max),
+    )
 
 
 # Keras has no public name for the mask that its layers leave on outputs.

@@ -75,7 +75,11 @@ def _goes_along_examples(layer: keras.layers.Layer) -> bool:
     """Whether arguments of a layer make it mix examples, or share noise."""
     axes = [getattr(layer, name, ()) for name in ("axis", "axes")]
     shared = getattr(layer, "noise_shape", None)
-    return 0 in keras.tree.flatten(axes) or bool(shared and shared[0])
+    # From the end, only the last axis is never that of the examples.
+    return any(
+        isinstance(axis, int) and (axis == 0 or axis < -1)
+        for axis in keras.tree.flatten(axes)
+    ) or bool(shared and shared[0])
 
 
 # Layers with other people's code, with state or losses, that mask, or mix.

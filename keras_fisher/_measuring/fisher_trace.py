@@ -190,6 +190,7 @@ class _Measure:
         self._classes: int | None = None
         self._factors: int | None = None
         self._one_by_one: frozenset[int] | None = None
+        self._told: list[tuple[int, ...]] = []
         self._is_looked_at = False
 
     def __call__(
@@ -362,8 +363,7 @@ class _Measure:
                 f"examples, but {model.name} takes one alone. Use "
                 '`estimator="batch"`, or make the model without a `batch_size`.'
             ) from error
-        if self._one_by_one is None:
-            self._one_by_one = per_example.untrusted(model, x, layout, training)
+        self._find_untrusted(x, layout)
         return lambda x: per_example.Recording(
             self._model(),
             x,
@@ -372,6 +372,31 @@ class _Measure:
             passes=self._passes(draws),
             one_by_one=self._one_by_one,
         )
+
+    def _find_untrusted(self, x: Any, layout: per_example.Layout) -> None:
+        """Finds what has to be computed one by one, unless shapes told it.
+
+        An axis of few entries, as of a batch of one, does not tell which axis
+        another is a part of.
+        """
+        told = tuple(
+            min(_LEAST_TELLING, size)
+            for leaf in examples_lib.tensors(x)
+            for size in leaf.shape
+            if size is not None
+        )
+        if any(
+            len(told) == len(known) and all(a <= b for a, b in zip(told, known))
+            for known in self._told
+        ):
+            return
+        self._told.append(told)
+        known = self._one_by_one or frozenset()
+        self._one_by_one = known | per_example.untrusted(
+            self._model(), x, layout, self._training
+        )
+        if self._one_by_one > known:
+            self._functions.clear()
 
 
 def _with_pairs(x: Any, seed: tf.Tensor) -> tuple[Any, tf.Tensor]:

@@ -60,8 +60,10 @@ def hessian_trace(
     has no second derivative, H v is a central difference of gradients, and a
     warning says so if the network has kinks that spoil it.
 
-    On several batches, L is the mean over examples, and each batch has probes
-    of its own. The model is called with `training=False`.
+    On several batches, L is the mean over examples of the batches' losses, as
+    Keras computes them, and each batch has probes of its own. So it depends on
+    how data are batched with a compiled `reduction="sum"`, and where positions
+    are masked or ignored. The model is called with `training=False`.
 
     Source: Hutchinson, *A stochastic estimator of the trace of the influence
     matrix for Laplacian smoothing splines*, 1990; in Jastrzebski et al., ICML

@@ -343,7 +343,8 @@ def _are_near(layer, found: np.ndarray, expected: np.ndarray) -> bool:
 
 
 def _tolerance(layer: keras.layers.Layer) -> float:
-    return 1e-3 if tf.as_dtype(layer.compute_dtype).size >= 4 else 0.1
+    dtype = tf.as_dtype(keras_layers.compute_dtype(layer))
+    return 1e-3 if dtype.size >= 4 else 0.1
 
 
 def _float64(tensor: tf.Tensor) -> np.ndarray:

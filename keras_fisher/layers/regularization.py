@@ -194,6 +194,8 @@ class FisherRegularization(ReadOnce, keras.layers.Wrapper):
     def call(self, inputs, training=None):
         if not training or not self.layer.trainable_variables:
             return self.layer(inputs, training=training)
+        if self.penalty.stores_gradient:  # of what was unfrozen since, too
+            self.state.create_gradients(self.layer)
         looked = self._checked_outputs(inputs)
         if looked:  # The update of the weights is to wait as well.
             with tf.control_dependencies(looked):
@@ -235,6 +237,7 @@ class FisherRegularization(ReadOnce, keras.layers.Wrapper):
         if context is None or context.num_replicas_in_sync > 1:
             return []
         if not self._is_checked:
+            model_checks.check_trainable(self.layer)
             model_checks.check_excluded(self.penalty, self.layer)
             model_checks.check_operations(self.layer, self.likelihood, inputs)
         self._is_checked = True

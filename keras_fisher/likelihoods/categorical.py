@@ -126,9 +126,10 @@ class Categorical(Likelihood):
         p = tf.reshape(p, [-1, positions, classes])
         after = tf.cumsum(p, axis=-1, exclusive=True, reverse=True)
         size = tf.sqrt(p * tf.math.divide_no_nan(after, after + p))
+        factors = max(1, classes - 1)  # one, of zeros, for a single class
 
         def factor(k):
-            j = k % (classes - 1)
+            j = k % factors
             is_class = tf.one_hot(j, classes, dtype=p.dtype)
             # Of the classes after j.
             share = tf.math.divide_no_nan(
@@ -138,12 +139,10 @@ class Categorical(Likelihood):
             column *= tf.reduce_sum(size * is_class, -1, keepdims=True)
             if not self.from_logits:
                 column = tf.math.divide_no_nan(column, p)
-            is_position = tf.one_hot(
-                k // (classes - 1), positions, dtype=p.dtype
-            )
+            is_position = tf.one_hot(k // factors, positions, dtype=p.dtype)
             return tf.reshape(column * is_position[None, :, None], shape)
 
-        return positions * (classes - 1), factor
+        return positions * factors, factor
 
     @property
     def reads_labels(self) -> bool:

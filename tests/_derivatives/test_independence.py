@@ -57,6 +57,9 @@ def test_examples_are_independent_in(layer):
         layers.MixUp(),
         layers.Softmax(axis=0),
         layers.UnitNormalization(axis=0),
+        # Known with a rank alone, which layers do not have.
+        layers.Softmax(axis=-3),
+        layers.UnitNormalization(axis=-2),
         layers.Dropout(0.5, noise_shape=(1, None, None)),
         keras.Sequential([Custom()]),
         _functional(_functional(layers.BatchNormalization())),
@@ -189,3 +192,17 @@ def test_other_layers_are_looked_into_where_a_step_is_traced(
     assert found == [independent]
     # Eagerly each step would trace the model again.
     assert not examples_are_independent(model, tf.ones([5, 4, 2]))
+
+
+@pytest.mark.parametrize("kind", [layers.Softmax, layers.UnitNormalization])
+def test_axes_from_the_end_may_be_those_of_the_examples(kind):
+    flat = keras.Sequential([keras.Input((6,)), kind(axis=-2)])
+    long = keras.Sequential([keras.Input((4, 6)), kind(axis=-2)])
+
+    @tf.function(autograph=False)
+    def found():
+        return examples_are_independent(
+            flat, tf.zeros([8, 6])
+        ), examples_are_independent(long, tf.zeros([8, 4, 6]))
+
+    assert [*map(bool, found())] == [False, True]

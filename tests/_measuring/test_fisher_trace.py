@@ -347,3 +347,99 @@ def test_ten_thousand_examples_take_the_memory_of_a_batch():
     assert growth < 60, f"{growth:.0f} MiB"
     whole = keras_fisher.fisher_trace(model, x, batch_size=5000, **arguments)
     assert trace == pytest.approx(whole, rel=1e-4)
+
+
+class _TimeMajor(keras.layers.Layer):
+    """Has time before the examples, as code for other libraries does."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(4, activation="tanh")
+
+    def build(self, shape):
+        self.dense.build((None, shape[-1]))
+
+    def call(self, x):
+        time = keras.ops.shape(x)[1]
+        rows = keras.ops.reshape(
+            keras.ops.transpose(x, (1, 0, 2)), (-1, x.shape[-1])
+        )
+        z = keras.ops.reshape(self.dense(rows), (time, -1, 4))
+        return keras.ops.mean(z, axis=0)
+
+
+@pytest.mark.parametrize("first", [(1, 5), (12, 1)], ids=["batch", "time"])
+def test_shapes_that_tell_too_little_decide_nothing(first):
+    x = np.random.default_rng(0).normal(size=(12, 5, 3)).astype("float32")
+
+    def trace(model, x):
+        return keras_fisher.fisher_trace(
+            model, x, likelihood="categorical", estimator="exact"
+        )
+
+    def model():
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input((None, 3))
+        outputs = keras.layers.Dense(3)(_TimeMajor()(inputs))
+        return keras.Model(inputs, outputs)
+
+    expected = np.mean([trace(model(), x[i : i + 1]) for i in range(12)])
+    examples, length = first
+    tried = model()
+    trace(tried, x[:examples, :length])
+    assert trace(tried, x) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_layer_in_half_precision_is_measured_as_such():
+    x = np.random.default_rng(0).normal(size=(20, 7, 4)).astype("float32")
+
+    def trace(policy):
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential(
+            [
+                keras.Input((7, 4)),
+                keras.layers.LSTM(5, dtype=policy),
+                keras.layers.Dense(3, dtype="float32"),
+            ]
+        )
+        return keras_fisher.fisher_trace(
+            model, x, likelihood="categorical", estimator="exact"
+        )
+
+    expected = trace("float32")
+    assert trace("mixed_bfloat16") == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize("estimator", ["exact", "batch", "monte_carlo"])
+def test_in_half_precision_small_gradients_are_scaled_up(estimator):
+    x = np.random.default_rng(0).normal(size=(64, 16)).astype("float32")
+
+    def trace(policy):
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential(
+            [
+                keras.Input((16,)),
+                keras.layers.Dense(32, "tanh", dtype=policy),
+                keras.layers.Dense(3, dtype=policy),
+            ]
+        )
+        weights = model.get_weights()
+        weights[2] *= 0.01
+        # A prediction that is all but certain.
+        weights[3] = np.array([14.0, 0.0, 0.0])
+        model.set_weights(weights)
+        return keras_fisher.fisher_trace(
+            model, x, likelihood="categorical", estimator=estimator
+        )
+
+    found = trace("mixed_float16")
+    assert found == pytest.approx(trace("float32"), rel=0.02, abs=0)
+
+
+@pytest.mark.parametrize("estimator", ["exact", "monte_carlo", "batch"])
+def test_one_class_has_a_trace_of_zero(estimator):
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    found = keras_fisher.fisher_trace(
+        model, np.ones((5, 3)), likelihood="categorical", estimator=estimator
+    )
+    assert found == 0

@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 import training
 
+import keras_fisher
 from keras_fisher import FisherModel
 from keras_fisher import FisherPenalty
 from keras_fisher import UniformLabelPenalty
@@ -276,3 +277,45 @@ def test_frozen_layers_add_nothing():
     layer.layer.trainable = False
     layer(_X, training=True)
     assert layer.losses == []
+
+
+@pytest.mark.parametrize("change", ["unfrozen", "lora"])
+def test_variables_that_are_new_since_a_fit_are_penalized(change):
+    network = keras.Sequential(
+        [
+            keras.Input((6,)),
+            keras.layers.Dense(4, activation="tanh"),
+            keras.layers.Dense(3),
+        ]
+    )
+    first = network.layers[0]
+    first.trainable = change != "unfrozen"
+    layer = FisherRegularization(network, FisherPenalty(0.1, every=2))
+    model = keras.Sequential([keras.Input((6,)), layer])
+    assert np.isfinite(_fit(model)["loss"]).all()
+    if change == "unfrozen":
+        first.trainable = True
+    else:
+        first.enable_lora(2)
+    before = first.kernel.numpy()
+    logs = _fit(model)
+    assert np.isfinite(logs["loss"]).all() and logs["fisher_trace"][-1] > 0
+    assert np.abs(first.kernel.numpy() - before).max() > 0
+
+
+def test_layers_in_float8_are_refused():
+    network = keras.Sequential([keras.Input((6,)), keras.layers.Dense(3)])
+    network.quantize("float8")
+    model = FisherModel(network, FisherPenalty())
+    for call in (
+        lambda: _fit(_regularized(network, FisherPenalty())),
+        lambda: _fit(model),
+        lambda: keras_fisher.fisher_trace(
+            network, _X, likelihood="categorical"
+        ),
+    ):
+        with pytest.raises(ValueError, match="float8"):
+            call()
+    # Nothing is measured, and nothing is refused.
+    model = FisherModel(network, trace_every=None)
+    assert np.isfinite(_fit(model)["loss"]).all()
