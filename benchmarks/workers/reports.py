@@ -64,7 +64,7 @@ def conditions(found: dict[str, str], more: str = "") -> str:
         f"system: {platform.platform()}",
         f"python {platform.python_version()}",
         *(f"{name} {version}" for name, version in found.items()),
-        *([f"commit {commit()}"] if commit() else []),
+        *([f"commit {known}"] if (known := commit()) else []),
     ]
     return "\n".join(f"- {line}" for line in lines)
 

@@ -53,6 +53,11 @@ def without_moving(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key not in MOVING}
 
 
+def has(written: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether those that are wanted were written so; others do not count."""
+    return all(written.get(name) == wanted[name] for name in wanted)
+
+
 def as_begun(
     found: Mapping[str, Any], written: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -62,9 +67,7 @@ def as_begun(
         found: Hyperparameters as they are.
         written: As they were; of another run, or none, where others differ.
     """
-    lasting = without_moving(found)
-    is_same = all(written.get(name) == lasting[name] for name in lasting)
-    source = written if is_same else found
+    source = written if has(written, without_moving(found)) else found
     return {name: source[name] for name in MOVING if name in source}
 
 

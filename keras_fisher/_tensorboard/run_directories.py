@@ -159,14 +159,14 @@ def _resumable(
     lasting = hyperparameters_lib.without_moving(hyperparameters)
     ranks = {}
     for directory in reversed(_runs(root)):
-        last = _last_step(directory)
+        last, written = _last_step(directory), _hyperparameters(directory)
         is_over = last > step and _has_ended(directory)
-        is_alike = _has(directory, lasting)
+        is_alike = hyperparameters_lib.has(written, lasting)
         if is_alike or not is_over:
             ranks[directory] = (
                 not is_alike,
                 is_over,
-                not _has(directory, hyperparameters),
+                not hyperparameters_lib.has(written, hyperparameters),
                 # Which killed processes were near, and not where none is alike.
                 abs(last - step) if is_alike else 0,
             )
@@ -191,7 +191,7 @@ def _elsewhere(root: str, directory: str, why: str | None = None) -> str | None:
 
 def _holds_run(directory: str) -> bool:
     # A run that measures nothing tells of its hyperparameters all the same.
-    if event_files.hyperparameters(os.path.join(directory, tags.HPARAMS)):
+    if _hyperparameters(directory):
         return True
     return any(
         tags.is_fisher(point.tag)
@@ -201,15 +201,15 @@ def _holds_run(directory: str) -> bool:
 
 def _has_begun(directory: str, hyperparameters: Mapping[str, Any]) -> bool:
     """Whether a run with these has begun in a directory, and not ended."""
-    return _has(directory, hyperparameters) and not _has_ended(directory)
+    written = _hyperparameters(directory)
+    return hyperparameters_lib.has(written, hyperparameters) and not _has_ended(
+        directory
+    )
 
 
 def _has_ended(directory: str) -> bool:
     return event_files.has_ended(os.path.join(directory, tags.HPARAMS))
 
 
-def _has(directory: str, hyperparameters: Mapping[str, Any]) -> bool:
-    """Whether the run in a directory has these."""
-    found = event_files.hyperparameters(os.path.join(directory, tags.HPARAMS))
-    known = {name: found.get(name) for name in hyperparameters}
-    return known == dict(hyperparameters)
+def _hyperparameters(directory: str) -> dict[str, float | str | bool]:
+    return event_files.hyperparameters(os.path.join(directory, tags.HPARAMS))

@@ -10,6 +10,7 @@ from collections.abc import Collection
 from collections.abc import Mapping
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from keras_fisher._common import preprocessing
@@ -30,11 +31,8 @@ def become_sample_weights(
         return
     x, y = arguments.get("x"), arguments.get("y")
     if isinstance(x, tf.data.Dataset):
-        spec = x.element_spec
-        is_flagged = isinstance(spec, tuple) and has_noise_flags(
-            dict(enumerate(spec)).get(1), output_names
-        )
-        if is_flagged:
+        _, spec, _ = keras.utils.unpack_x_y_sample_weight(x.element_spec)
+        if has_noise_flags(spec, output_names):
             weights = arguments.pop("class_weight")
             arguments["x"] = x.map(
                 lambda x, y, given=None: (x, y, _weights(y, weights, given))

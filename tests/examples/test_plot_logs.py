@@ -10,6 +10,18 @@ import scripts
 import tensorflow as tf
 
 
+def _drawn(tmp_path, data_dir):
+    """Names of the files that the script writes for the logs there."""
+    result = scripts.run(
+        "plot_logs.py",
+        f"--log_dir={tmp_path}/logs",
+        f"--output_dir={tmp_path}/figures",
+        data_dir=data_dir,
+    )
+    assert result.returncode == 0, result.stderr
+    return {path.name for path in (tmp_path / "figures").iterdir()}
+
+
 @pytest.mark.slow
 def test_figures_are_drawn_from_logs(data_dir, tmp_path):
     for rate in (0.3, 0.1):
@@ -27,15 +39,7 @@ def test_figures_are_drawn_from_logs(data_dir, tmp_path):
         )
         assert result.returncode == 0, result.stderr
         assert re.search(r"TrF_i: [\d.]+ \(step \d+\)", result.stdout)
-    result = scripts.run(
-        "plot_logs.py",
-        f"--log_dir={tmp_path}/logs",
-        f"--output_dir={tmp_path}/figures",
-        data_dir=data_dir,
-    )
-    assert result.returncode == 0, result.stderr
-    written = {path.name for path in (tmp_path / "figures").iterdir()}
-    assert written == {
+    assert _drawn(tmp_path, data_dir) == {
         "trace.png",
         "probe_trace.png",
         "memorization.png",
@@ -67,12 +71,8 @@ def test_each_run_has_a_figure_of_its_layers(data_dir, tmp_path):
             for step in range(3):
                 tf.summary.scalar("fisher/trace_by_layer/one", 1.0, step)
         writer.close()
-    result = scripts.run(
-        "plot_logs.py",
-        f"--log_dir={tmp_path}/logs",
-        f"--output_dir={tmp_path}/figures",
-        data_dir=data_dir,
-    )
-    assert result.returncode == 0, result.stderr
-    written = sorted(path.name for path in (tmp_path / "figures").glob("*.png"))
-    assert written == ["trace_by_layer-a-b+.png", "trace_by_layer-a-b.png"]
+    assert _drawn(tmp_path, data_dir) == {
+        "trace_by_layer-a-b+.png",
+        "trace_by_layer-a-b.png",
+        "runs.csv",
+    }
