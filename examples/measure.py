@@ -19,6 +19,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 from absl import app
 from absl import flags
+import common
 import keras
 import matplotlib
 import pandas as pd
@@ -385,6 +386,8 @@ def main(argv: list[str]) -> None:
     default = os.path.splitext(_MODEL.value)[0] + "_trace_by_layer.png"
     output = _OUTPUT.value or default
     model = load_model(_MODEL.value)
+    for path in (output, _CSV.value or output):  # rather than after the work
+        common.check_writable(path)
     likelihood = likelihood_of(model)
     data, classes = load_data()
     check_inputs(model, data)
@@ -395,9 +398,6 @@ def main(argv: list[str]) -> None:
     )
     data = data.batch(_BATCH_SIZE.value).prefetch(tf.data.AUTOTUNE)
     try:
-        # Now rather than after the work: it may not be allowed.
-        for path in (output, _CSV.value or output):
-            os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         by_layer, total = measure_fisher(model, data, likelihood)
         table = tabulate(model, by_layer, total)
         print_table(table)

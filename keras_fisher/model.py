@@ -41,6 +41,7 @@ from keras_fisher._training.train_function import TrainFunction
 from keras_fisher.likelihoods import output_checks
 
 _FIT = inspect.signature(keras.Model.fit)
+_TRAIN_ON_BATCH = inspect.signature(keras.Model.train_on_batch)
 
 
 @keras.saving.register_keras_serializable(package="keras_fisher")
@@ -183,13 +184,20 @@ class FisherModel(Settings, Evaluation):
         labels = label_of(y, names)
         model_checks.check_labels(self.model, self.likelihood, labels)
         bound = _FIT.bind(self, x, y, *args, **kwargs)
-        class_weights.become_sample_weights(bound.arguments, names)
-        _, *args = bound.args
-        history = super().fit(*args, **bound.kwargs)
+        class_weights.become_sample_weights(bound, names)
+        history = super().fit(*bound.args[1:], **bound.kwargs)
         model_checks.warn_of_lost_weights(self.model, stacklevel=2)
         return history
 
     fit.__doc__ = keras.Model.fit.__doc__
+
+    def train_on_batch(self, x, y=None, *args, **kwargs):
+        bound = _TRAIN_ON_BATCH.bind(self, x, y, *args, **kwargs)
+        names = output_names(self.model)
+        class_weights.become_sample_weights(bound, names)
+        return super().train_on_batch(*bound.args[1:], **bound.kwargs)
+
+    train_on_batch.__doc__ = keras.Model.train_on_batch.__doc__
 
     def export(self, *args, **kwargs):
         # What serves is the network, and it knows its inputs.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from collections.abc import Mapping
+import inspect
 from typing import Any
 
 import keras
@@ -19,14 +20,15 @@ from keras_fisher._common.noisy_targets import has_noise_flags
 
 
 def become_sample_weights(
-    arguments: dict[str, Any], output_names: Collection[str]
+    call: inspect.BoundArguments, output_names: Collection[str]
 ) -> None:
     """Replaces class weights where targets carry flags; others stay.
 
     Args:
-        arguments: Of `fit`, by their names; changed.
+        call: Arguments of `fit` or `train_on_batch`; changed.
         output_names: As for `has_noise_flags`.
     """
+    arguments = call.arguments
     if not arguments.get("class_weight"):
         return
     x, y = arguments.get("x"), arguments.get("y")

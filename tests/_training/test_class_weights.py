@@ -16,8 +16,8 @@ _GIVEN = _RANDOM.uniform(0.5, 2.0, 24).astype("float32")
 _WEIGHTS = {0: 0.5, 1: 3.0, 2: 1.0}
 
 
-def _fit(x, y=None, **kwargs):
-    """Weights, losses and validation losses of a training."""
+def _model(y=None):
+    """A penalized model and its network, for the form of the labels."""
     keras.utils.set_random_seed(3)
     network = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
     model = keras_fisher.FisherModel(
@@ -30,6 +30,12 @@ def _fit(x, y=None, **kwargs):
         else keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     )
     model.compile(keras.optimizers.SGD(0.1), loss)
+    return model, network
+
+
+def _fit(x, y=None, **kwargs):
+    """Weights, losses and validation losses of a training."""
+    model, network = _model(y)
     if not isinstance(x, tf.data.Dataset):
         kwargs["batch_size"] = 8
     history = model.fit(
@@ -102,3 +108,17 @@ def test_a_class_without_a_weight_counts_once():
         _fit(_X, _flagged(), class_weight={0: 0.5, 1: 3.0}),
         _fit(_X, _Y, class_weight=_WEIGHTS),
     )
+
+
+def test_single_batches_are_weighted_as_those_without():
+    def trained(y):
+        model, network = _model()
+        losses = [
+            model.train_on_batch(_X, y, class_weight=weights, return_dict=True)[
+                "loss"
+            ]
+            for weights in (_WEIGHTS, None)
+        ]
+        return network.get_weights(), {"loss": losses}
+
+    _assert_same(trained(_flagged()), trained(_Y))

@@ -176,6 +176,7 @@ def test_measure_takes_the_likelihood_of_a_model_that_is_not_compiled(
             r"\(8, 8, 1\).*\(40, 1\)",
             marks=pytest.mark.slow,
         ),
+        (["--csv=/proc/none/t.csv"], "/proc/none/t.csv cannot be written"),
         (["--likelihood=auto"], "not compiled.*Pass --likelihood=categorical"),
     ],
 )
