@@ -42,6 +42,16 @@ def rows(x: Any, begin: Any, end: Any) -> Any:
     return apply(lambda tensor: _rows(tensor, begin, end), x)
 
 
+def neighbours(x: Any, first: Any, size: Any) -> Any:
+    """So many of dense tensors, from a position on that XLA need not know."""
+
+    def some(tensor):
+        rest = tensor.shape.rank - 1
+        return tf.slice(tensor, [first, *[0] * rest], [size, *[-1] * rest])
+
+    return apply(some, x)
+
+
 def one(x: Any, position: Any) -> Any:
     """A batch of a single one."""
 

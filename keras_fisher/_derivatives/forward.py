@@ -5,6 +5,8 @@ examples see each other, the subset and the rest run through the model one
 after the other and the outputs are joined, so that a small subset costs
 little; otherwise (batch normalization) the whole batch runs at once and the
 outputs of the subset are picked from it. Both give the same quantities.
+
+Micro-batches are parts of it that may run once more, each by itself.
 """
 
 from __future__ import annotations
@@ -75,6 +77,7 @@ class Forward:
             for.
         way: What lies between `targets` and the outputs; None if the pass is
             not replayable.
+        is_divisible: Whether `part` gives what the whole has given.
     """
 
     outputs: Any
@@ -88,9 +91,11 @@ class Forward:
     tape: tf.GradientTape
     second_tape: tf.GradientTape | None
     way: way_lib.Way | None
+    is_divisible: bool
     _state_before: list[Any]
     _was_picked: bool
     _is_differentiable: bool
+    _is_twice: bool
 
     @property
     def num_variables(self) -> int:
@@ -130,6 +135,33 @@ class Forward:
                 outputs = self.subset.of(outputs)
         return tape, outputs
 
+    def part(self, first: int | tf.Tensor, size: int | tf.Tensor) -> Forward:
+        """Runs neighbours in the subset by themselves.
+
+        Args:
+            first: Position in the subset of the first of them.
+            size: How many they are.
+
+        Returns:
+            A `Forward` of a batch of these alone.
+        """
+        inputs = examples_lib.neighbours(self.inputs, first, size)
+        tape, second_tape = _tape(), _tape() if self._is_twice else None
+        tapes = [second_tape, tape]
+        with _recording(tapes, self.targets, self._is_differentiable):
+            outputs = self.layer(inputs, training=True)
+        return dataclasses.replace(
+            self,
+            outputs=outputs,
+            subset_outputs=outputs,
+            subset=Subset(size),
+            mask=None,
+            batch_size=size,
+            inputs=inputs,
+            tape=tape,
+            second_tape=second_tape,
+        )
+
 
 def run(
     layer: keras.layers.Layer,
@@ -141,6 +173,7 @@ def run(
     differentiable: bool = True,
     twice: bool = False,
     replayable: bool = False,
+    part_size: int | None = None,
 ) -> Forward:
     """Runs a layer in training mode, once for each example.
 
@@ -157,6 +190,9 @@ def run(
             as without a recording.
         twice: Whether `Forward.second_tape` is wanted.
         replayable: Whether `Forward.replay` will be called.
+        part_size: Number of examples that `Forward.part` will be called with,
+            if that is possible: where examples are independent, and nothing is
+            drawn or watched. None for no such call.
 
     Returns:
         A `Forward`.
@@ -169,6 +205,12 @@ def run(
         # Not every layer takes a rest without an example.
         if tf.is_tensor(subset.size) or subset.size < batch_size:
             run_on, rest = _split(inputs, subset)
+    is_divisible = (
+        part_size is not None
+        and not watch_inputs
+        and (fraction == 1 or rest is not None)
+        and _is_divisible(layer, run_on, part_size)
+    )
 
     targets = _targets(layer, run_on if watch_inputs else [])
     way = None
@@ -176,9 +218,10 @@ def run(
         # Before the pass: layers may keep what they were called with last.
         with _recording([], [], differentiable):
             way = _traced_way(layer, run_on, targets)
-    tape, second_tape = _tape(), _tape() if twice else None
-    tapes = [second_tape, tape] if twice else [tape]
-    with _recording(tapes, targets, differentiable):
+    tape, second_tape = _tape(), None
+    if twice and not is_divisible:
+        second_tape = _tape()
+    with _recording([second_tape, tape], targets, differentiable):
         outputs = subset_outputs = layer(run_on, training=True)
         mask = structures.apply(keras_layers.mask_of, outputs)
         if subset is None:
@@ -205,9 +248,11 @@ def run(
         tape=tape,
         second_tape=second_tape,
         way=way,
+        is_divisible=is_divisible,
         _state_before=state_before,
         _was_picked=subset.first is not None and rest is None,
         _is_differentiable=differentiable,
+        _is_twice=twice,
     )
 
 
@@ -222,6 +267,17 @@ def _targets(layer, watched_inputs: Any) -> list:
 def is_differentiable(x: Any) -> bool:
     """Whether an input can be watched: it is dense, and of floating point."""
     return isinstance(x, tf.Tensor) and x.dtype.is_floating
+
+
+def _is_divisible(layer, inputs: Any, part_size: int) -> bool:
+    """Whether parts of the inputs give what all of them give together."""
+    leaves = examples_lib.tensors(inputs)
+    if not all(isinstance(leaf, tf.Tensor) for leaf in leaves):
+        return False
+    sizes = {leaf.shape[0] for leaf in leaves}
+    return (
+        sizes == {None} or (len(sizes) == 1 and min(sizes) > part_size)
+    ) and examples_are_independent(layer, inputs, may_draw=False)
 
 
 def _call_on(layer, inputs: Any, targets: list, state: list) -> Any:
@@ -299,9 +355,11 @@ def _tape() -> tf.GradientTape:
 
 
 @contextlib.contextmanager
-def _recording(tapes: list[tf.GradientTape], targets: list, differentiable):
+def _recording(
+    tapes: list[tf.GradientTape | None], targets: list, differentiable: bool
+):
     with contextlib.ExitStack() as stack:
-        for tape in tapes:
+        for tape in filter(None, tapes):
             stack.enter_context(tape)
             for target in targets:
                 tape.watch(target)

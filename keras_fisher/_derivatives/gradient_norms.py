@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Sequence
 import dataclasses
+import functools
 from typing import Any
 from typing import Protocol
 
@@ -21,6 +22,7 @@ import keras
 import tensorflow as tf
 
 from keras_fisher._common import dtypes
+from keras_fisher._common import examples as examples_lib
 from keras_fisher._common import keras_layers
 from keras_fisher._common import structures
 from keras_fisher._derivatives import gradients as gradients_lib
@@ -126,7 +128,8 @@ class SquaredNorms:
         norm: What the norm is taken of.
         score: Function of the outputs, in 32 bits or more, and the weights of
             the examples. Returns the derivative of the weighted sum of
-            negative log-likelihoods at the outputs.
+            negative log-likelihoods at the outputs. If these are of some
+            examples, a third argument picks them from what is of all.
         loss_scale: Factor on it in the backward pass, taken out again before
             the square; None for one that fits.
         dtype: Of the weights.
@@ -134,7 +137,7 @@ class SquaredNorms:
 
     forward: Forward
     norm: Norm
-    score: Callable[[Any, tf.Tensor], Any]
+    score: Callable[..., Any]
     loss_scale: float | tf.Tensor | None
     dtype: tf.DType
 
@@ -155,16 +158,59 @@ class SquaredNorms:
             ValueError: If a selected target has no gradient.
         """
         if method == "finite_difference":
-            function = self._finite_difference
+            function = SquaredNorms._finite_difference
         elif micro_batch_size is None:
-            function = self._differentiated_around
+            function = SquaredNorms._differentiated_around
         else:
             # A loop, whose gradient would keep all micro-batches in memory.
-            function = self._differentiated_here
-        squares, *derivatives = gradients_lib.sum_over_micro_batches(
-            function, self.forward.subset.size, micro_batch_size, self.dtype
-        )
+            function = SquaredNorms._differentiated_here
+        if self.forward.is_divisible:
+            found = self._sum_over_parts(function, micro_batch_size)
+        else:
+            found = gradients_lib.sum_over_micro_batches(
+                functools.partial(function, self),
+                self.forward.subset.size,
+                micro_batch_size,
+                self.dtype,
+            )
+        squares, *derivatives = found
         return squares, derivatives or None
+
+    def _sum_over_parts(self, function: Callable, micro_batch_size: int):
+        """The sums where each micro-batch may run through the model alone.
+
+        So they take the memory of one, and the time of one pass over all.
+        """
+        size = self.forward.subset.size
+        minimum = tf.minimum if tf.is_tensor(size) else min
+        part_size = minimum(size, micro_batch_size)
+
+        def of_part(first, weights, count):
+            def score(outputs, weights):
+                return self.score(
+                    outputs,
+                    weights,
+                    lambda of_all: examples_lib.neighbours(
+                        of_all, first, part_size
+                    ),
+                )
+
+            forward = self.forward.part(first, part_size)
+            part = dataclasses.replace(self, forward=forward, score=score)
+            return function(part, weights, count)
+
+        targets = [tf.convert_to_tensor(t) for t in self.forward.targets]
+        positions = self.norm.measured(self.forward)
+        return gradients_lib.sum_over_parts(
+            of_part,
+            size,
+            part_size,
+            self.dtype,
+            [
+                tf.zeros([len(positions)], gradients_lib.common_dtype(targets)),
+                *map(tf.zeros_like, targets),
+            ],
+        )
 
     # Of one micro-batch, for sum_over_micro_batches.
 

@@ -15,6 +15,9 @@ import tensorflow as tf
 from keras_fisher._common import dtypes
 from keras_fisher._derivatives import loss_scale
 
+# XLA's convolutions on CPUs are much slower in a loop.
+_MOST_UNROLLED = 8
+
 Gradients = list  # of tensors, None where a source is not connected
 
 
@@ -205,21 +208,66 @@ def sum_over_micro_batches(
         inside = (positions >= begin) & (positions < end)
         return function(tf.cast(inside, dtype) / count, count)
 
-    def add(sums, begin):
-        return [a + b for a, b in zip(sums, micro_batch(begin))]
-
     sums = micro_batch(0)
-    if not tf.is_tensor(size):
-        for begin in range(micro_batch_size, size, micro_batch_size):
-            sums = add(sums, begin)
-        return sums
+    if tf.is_tensor(size):
+        step = micro_batch_size
+        return _loop(micro_batch, step, size, step, sums)
+    for begin in range(micro_batch_size, size, micro_batch_size):
+        sums = _add(sums, micro_batch(begin))
+    return sums
 
+
+def sum_over_parts(
+    function: Callable[[tf.Tensor, tf.Tensor, tf.Tensor], list],
+    size: int | tf.Tensor,
+    part_size: int | tf.Tensor,
+    dtype,
+    zeros: list,
+) -> list:
+    """Adds up `function` over consecutive micro-batches, each by itself.
+
+    All parts are of one size, as XLA wants it: the last one may begin with
+    examples of that before, to which it gives no weight.
+
+    Args:
+        function: Takes the position of the first example of a part, the
+            weights of its examples, of shape `(part_size,)` (1/b in a
+            micro-batch of b examples), and b; returns a list of tensors.
+        size: Number of examples.
+        part_size: Examples in each part, at most `size`.
+        dtype: Dtype of the weights and of b.
+        zeros: What to add to, like what the function returns.
+
+    Returns:
+        The sums, as a list.
+    """
+
+    def part(begin):
+        first = tf.minimum(begin, size - part_size)
+        count = tf.cast(first + part_size - begin, dtype)
+        is_new = first + tf.range(part_size) >= begin
+        return function(first, tf.cast(is_new, dtype) / count, count)
+
+    is_long = tf.is_tensor(size) or size > _MOST_UNROLLED * part_size
+    if is_long and not tf.executing_eagerly():
+        return _loop(part, 0, size, tf.maximum(1, part_size), zeros)
+    for begin in range(0, size, max(1, part_size)):
+        zeros = _add(zeros, part(begin))
+    return zeros
+
+
+def _add(sums: list, others: list) -> list:
+    return [a + b for a, b in zip(sums, others)]
+
+
+def _loop(function, begin: int, end, step, sums: list) -> list:
+    """Adds to sums what a function gives at every so many positions."""
     _, *sums = tf.while_loop(
-        lambda begin, *_: begin < size,
-        lambda begin, *sums: (begin + micro_batch_size, *add(sums, begin)),
-        [tf.constant(micro_batch_size), *sums],
+        lambda begin, *_: begin < end,
+        lambda begin, *sums: (begin + step, *_add(sums, function(begin))),
+        [tf.constant(begin), *sums],
         # XLA sizes the memory of the second derivative by it.
-        maximum_iterations=size // micro_batch_size,
+        maximum_iterations=(end - begin + step - 1) // step,
         # One micro-batch's activations in memory at a time.
         parallel_iterations=1,
     )

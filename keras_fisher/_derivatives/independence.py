@@ -12,7 +12,9 @@ from keras_fisher._derivatives import catalogue
 from keras_fisher._derivatives import ownership
 
 
-def examples_are_independent(layer: keras.layers.Layer, x: Any) -> bool:
+def examples_are_independent(
+    layer: keras.layers.Layer, x: Any, *, may_draw: bool = True
+) -> bool:
     """Whether a layer is known to treat each example on its own.
 
     Then it does not mix the batch, keep state from call to call (but for
@@ -23,12 +25,15 @@ def examples_are_independent(layer: keras.layers.Layer, x: Any) -> bool:
     Args:
         layer: A built layer or model.
         x: Its inputs.
+        may_draw: Whether it may draw random numbers for each example.
     """
+    if keras_layers.seeds_in(layer) and not may_draw:
+        return False
     if are_known_to_be_independent(layer):
         return True
     return not (
         tf.executing_eagerly() or _goes_over_batches(layer)
-    ) and ownership.examples_own_rows(layer, x)
+    ) and ownership.examples_own_rows(layer, x, may_draw=may_draw)
 
 
 def _goes_over_batches(layer: keras.layers.Layer) -> bool:

@@ -28,7 +28,9 @@ from keras_fisher._derivatives.ownership_rules import NotClaimedError
 _EXAMPLES = 3
 
 
-def examples_own_rows(layer: keras.layers.Layer, x: Any) -> bool:
+def examples_own_rows(
+    layer: keras.layers.Layer, x: Any, *, may_draw: bool = True
+) -> bool:
     """Whether each row of a model's outputs comes from its example alone.
 
     Traces the model in training mode, and runs nothing of it.
@@ -37,6 +39,7 @@ def examples_own_rows(layer: keras.layers.Layer, x: Any) -> bool:
         layer: A built layer or model.
         x: Its inputs, or tensors like them: dense, with the batch as first
             axis of each, the other axes of known sizes.
+        may_draw: Whether it may draw random numbers for each example.
 
     Returns:
         True if that is certain, and the call besides keeps no state (but that
@@ -51,10 +54,24 @@ def examples_own_rows(layer: keras.layers.Layer, x: Any) -> bool:
                 _traced(layer, x, number)
                 for number in (_EXAMPLES, _EXAMPLES + 1)
             )
+            if not (may_draw or _draws_nothing(graph)):
+                return False
             owners = _owners(graph, larger)
             return all(_is_in_order(owners, t) for t in graph.outputs)
     except Exception:  # Of whatever the model is made of.
         return False
+
+
+def _draws_nothing(graph: tf.Graph) -> bool:
+    """Whether no operation makes random numbers, in functions neither."""
+    whole = graph.as_graph_def()
+    bodies = [f.node_def for f in whole.library.function]
+    return not any(
+        word in node.op
+        for nodes in (whole.node, *bodies)
+        for node in nodes
+        for word in ("Random", "TruncatedNormal", "Multinomial")
+    )
 
 
 def _has_rows(leaf: Any) -> bool:

@@ -126,8 +126,11 @@ class Penalty(ReadOnce):
         stop: First optimizer step without it again; None for never.
         micro_batch_size: Examples per micro-batch, whose squared norms are
             averaged and scaled by b/B; None for one of the whole subset. The
-            expected penalty does not depend on it, its variance and its cost
-            do: there is one backward pass for each micro-batch.
+            expected penalty does not depend on it, its variance does. Where
+            examples do not see each other and no numbers are drawn (dropout),
+            each runs through the model by itself, which takes one more forward
+            pass in all; elsewhere each takes a backward pass over the whole
+            batch.
         method: `"exact"` differentiates the gradient norm. With
             `"finite_difference"` the derivative of the norm is
             2 (∇L(θ + εĝ) - ∇L(θ)) / ε, from first derivatives alone: it works
@@ -322,6 +325,7 @@ class Penalty(ReadOnce):
             fraction=self.fraction,
             seed=seed,
             watch_inputs=watch_inputs or self.norm.watches_inputs,
+            part_size=self.micro_batch_size,
             twice=self.method == "exact" and self.micro_batch_size is not None,
             replayable=self.method == "finite_difference",
         )
@@ -372,8 +376,8 @@ class Penalty(ReadOnce):
         labels = self.labels(likelihood, precise, y, seed)
         mask = likelihood.visible(y, outputs, forward.mask)
 
-        def score(outputs, weights):
-            return likelihood.score(labels, outputs, mask, weights)
+        def score(outputs, weights, rows=lambda each: each):
+            return likelihood.score(rows(labels), outputs, rows(mask), weights)
 
         norms = SquaredNorms(
             forward,

@@ -122,6 +122,32 @@ def test_micro_batches_cover_each_example_once(size, micro, static):
     assert float(count) == size
 
 
+@pytest.mark.parametrize("size", [1, 5, 6, 19])
+@pytest.mark.parametrize("part_size", [1, 2, 4])
+@pytest.mark.parametrize("mode", ["eager", "static", "unknown", "xla"])
+def test_parts_cover_each_example_once(size, part_size, mode):
+    part_size = min(size, part_size)
+
+    def run(n):
+        step = tf.minimum(n, part_size) if mode == "unknown" else part_size
+
+        def part(first, weights, count):
+            assert weights.shape[0] in (None, part_size), weights.shape
+            rows = first + tf.range(step)
+            each = tf.scatter_nd(rows[:, None], weights * count, [size])
+            return [each, count]
+
+        zeros = [tf.zeros([size], tf.float64), tf.zeros([], tf.float64)]
+        n = n if mode == "unknown" else size
+        return gradients.sum_over_parts(part, n, step, tf.float64, zeros)
+
+    if mode != "eager":
+        run = tf.function(run, jit_compile=mode == "xla")
+    weights, count = run(tf.constant(size))
+    np.testing.assert_allclose(weights, np.ones(size))
+    assert float(count) == size
+
+
 def test_with_gradient_gives_a_value_another_derivative():
     v, w = tf.Variable([1.0, 2.0]), tf.Variable(3.0)
     with tf.GradientTape() as tape:
