@@ -16,14 +16,23 @@ def values_of(variables) -> list:
 
 
 def snapshot(layer: keras.layers.Layer) -> list[tuple]:
-    """The values now of all that a call may change: statistics and seeds.
+    """The values now of all that a call may change.
+
+    Statistics, seeds, and what stateful recurrent layers remember, which Keras
+    does not count among their variables.
 
     Returns:
         Pairs of variables and tensors, as `keras.StatelessScope` takes them.
     """
+    states = [
+        state
+        for each in operations_in(layer)
+        for state in keras.tree.flatten(getattr(each, "states", None))
+        if isinstance(state, keras.Variable)
+    ]
     return [
         (variable, tf.identity(variable.value))
-        for variable in layer.non_trainable_variables
+        for variable in (*layer.non_trainable_variables, *states)
     ]
 
 

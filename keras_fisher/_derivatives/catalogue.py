@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 import functools
-import types
 from typing import Any
 
 import keras
@@ -120,10 +119,22 @@ def _functional() -> type:
     return type(keras.Model(x, keras.layers.Identity()(x)))
 
 
+def functions_in(layer: keras.layers.Layer) -> Iterator[Any]:
+    """What a layer of Keras calls that is no layer: its activations."""
+    for name, value in vars(layer).items():
+        if (
+            callable(value)
+            and not isinstance(value, type | keras.layers.Layer)
+            and not keras_layers.is_keras_own(value)
+            # Keras wraps methods of a layer.
+            and not hasattr(type(layer), name)
+            and not name.endswith(("initializer", "regularizer", "constraint"))
+        ):
+            yield value
+
+
 def functions_of_others(layer: keras.layers.Layer) -> Iterator[Any]:
     """Functions in a layer of Keras that are not Keras's, as activations."""
-    for value in vars(layer).values():
-        if isinstance(value, types.FunctionType | functools.partial):
-            function = getattr(value, "func", value)
-            if not keras_layers.is_keras_function(function):
-                yield value
+    for value in functions_in(layer):
+        if not keras_layers.is_keras_function(getattr(value, "func", value)):
+            yield value

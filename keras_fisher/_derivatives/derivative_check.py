@@ -133,7 +133,11 @@ class _Call:
         """What to differentiate by: inputs, then trainable variables."""
         leaves = keras.tree.flatten(self.arguments)
         return [
-            *(leaf for leaf, moves in zip(leaves, self.moving) if moves),
+            *(
+                tf.convert_to_tensor(leaf)
+                for leaf, moves in zip(leaves, self.moving)
+                if moves
+            ),
             *(tf.convert_to_tensor(v.value) for v in self.variables),
         ]
 
@@ -160,7 +164,9 @@ def _recorded_calls(layer, x, chosen, training) -> list[_Call]:
             layer(x, training=training)
 
     def depends(leaf) -> bool:
-        if not (tf.is_tensor(leaf) and leaf.dtype.is_floating):
+        if isinstance(leaf, keras.Variable):
+            return any(leaf is v for v in layer.trainable_variables)
+        if not _is_floating(leaf):
             return False
         found = tape.gradient(leaf, variables)
         return any(gradient is not None for gradient in found)
@@ -205,13 +211,19 @@ def _function_of(call: _Call, state: list) -> Callable:
             second_derivatives.exact(),
         ):
             outputs = call(values[:count])
-        return [
-            output
-            for output in keras.tree.flatten(outputs)
-            if tf.is_tensor(output) and output.dtype.is_floating
+        leaves = [
+            tf.convert_to_tensor(leaf)
+            if isinstance(leaf, keras.Variable)
+            else leaf
+            for leaf in keras.tree.flatten(outputs)
         ]
+        return [*filter(_is_floating, leaves)]
 
     return function
+
+
+def _is_floating(leaf: Any) -> bool:
+    return tf.is_tensor(leaf) and leaf.dtype.is_floating
 
 
 # The comparison.

@@ -66,8 +66,8 @@ def are_known_to_be_independent(layer: keras.layers.Layer) -> bool:
     if isinstance(layer, _DEPENDENT) or layer.activity_regularizer:
         return False
     # What is not Keras's is ours here, and so are the functions in it.
-    if keras_layers.is_keras_own(layer) and any(
-        catalogue.functions_of_others(layer)
+    if keras_layers.is_keras_own(layer) and not all(
+        map(_is_activation, catalogue.functions_in(layer))
     ):
         return False
     if _goes_along_examples(layer) or getattr(layer, "mask_zero", False):
@@ -76,9 +76,16 @@ def are_known_to_be_independent(layer: keras.layers.Layer) -> bool:
     return all(map(are_known_to_be_independent, inside))
 
 
+def _is_activation(function: Any) -> bool:
+    """Whether it is one of Keras's, which go along the last axis at most."""
+    return any(function is each for each in vars(keras.activations).values())
+
+
 def _goes_along_examples(layer: keras.layers.Layer) -> bool:
     """Whether arguments of a layer make it mix examples, or share noise."""
     axes = [getattr(layer, name, ()) for name in ("axis", "axes")]
+    if isinstance(layer, keras.layers.MultiHeadAttention):
+        axes.append(layer.get_config()["attention_axes"] or ())
     shared = getattr(layer, "noise_shape", None)
     # From the end, only the last axis is never that of the examples.
     return any(
@@ -92,6 +99,7 @@ _DEPENDENT = (
     keras.layers.CutMix,
     keras.layers.Lambda,
     keras.layers.Masking,
+    keras.layers.MelSpectrogram,  # from the loudest of the batch down
     keras.layers.MixUp,
     keras.layers.ActivityRegularization,
     keras.layers.SpectralNormalization,

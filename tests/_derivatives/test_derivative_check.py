@@ -229,6 +229,41 @@ def test_operations_of_functional_models_and_shared_layers():
     assert list(verdicts.values()) == ["differs"]
 
 
+class _Weighted(layers.Layer):
+    """Gives a weight to a layer in it, and one back."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.inner = Applied(function, name="inner")
+
+    def build(self, shape):
+        self.kernel = self.add_weight(shape=(shape[-1], 3), name="kernel")
+
+    def call(self, x):
+        return x @ self.inner(self.kernel)
+
+
+@pytest.mark.parametrize(
+    "function, verdict",
+    [(tf.tanh, "exact"), (_wrong_in_x, "differs"), (lambda w: w, "exact")],
+    ids=["right", "wrong", "itself"],
+)
+def test_layers_may_be_called_on_weights(function, verdict):
+    layer = _Weighted(lambda w: function(1.0 * w))
+    model = keras.Sequential([keras.Input((4,)), layer])
+    x = np.random.default_rng(0).normal(size=(5, 4))
+    found = _verdicts(model, x)
+    assert found.pop("inner") == verdict
+    assert [*found.values()] == [verdict]
+
+
+def test_layers_may_return_a_weight():
+    layer = _Weighted(lambda w: w)
+    layer.inner.call = lambda w: w
+    model = keras.Sequential([keras.Input((4,)), layer])
+    assert _verdicts(model, np.ones([5, 4]))["inner"] == "exact"
+
+
 def test_nothing_in_the_model_changes():
     model = _network(Block(tf.nn.relu))
     layer = catalogue.unknown(model)[0]

@@ -104,6 +104,25 @@ def test_replay_on_the_same_values_gives_the_same_outputs(name, fraction):
         np.testing.assert_array_equal(variable.numpy(), value)
 
 
+@pytest.mark.parametrize("layer", ["SimpleRNN", "GRU", "LSTM"])
+def test_replay_begins_where_a_stateful_layer_began(layer):
+    model = keras.Sequential(
+        [
+            keras.Input(batch_shape=(4, 3, 2)),
+            getattr(keras.layers, layer)(3, stateful=True),
+            keras.layers.Dense(2),
+        ]
+    )
+    x = tf.random.stateless_normal([4, 3, 2], [0, 1])
+    for _ in range(2):
+        forward = forward_lib.run(model, x, replayable=True)
+        left = [s.numpy() for s in model.layers[0].states]
+        _, outputs = forward.replay(forward.targets)
+        np.testing.assert_array_equal(outputs, forward.subset_outputs)
+        for state, value in zip(model.layers[0].states, left):
+            np.testing.assert_array_equal(state.numpy(), value)
+
+
 def test_undifferentiated_pass_is_the_plain_one_to_the_last_bit():
     model, x = networks.build("batch_norm", "float32")
     state = networks.state_of(model)
@@ -121,3 +140,80 @@ def test_a_part_that_is_the_whole_batch_leaves_no_rest_to_run(name):
     expected = model(x[:1], training=True)
     np.testing.assert_array_equal(forward.outputs, expected)
     np.testing.assert_array_equal(forward.subset_outputs, expected)
+
+
+class _Noisy(keras.layers.Layer):
+    """A layer of other people that draws, by TensorFlow or within Keras."""
+
+    def __init__(self, draw):
+        super().__init__()
+        self._draw = draw
+
+    def call(self, x):
+        return x + self._draw(x)
+
+
+def _behind(*layers):
+    x = keras.Input((4,))
+    return keras.Sequential([x, *layers, keras.layers.Dense(3)])
+
+
+@pytest.mark.parametrize(
+    "model, options, expected",
+    [
+        (_behind(), {}, True),
+        (_behind(), {"fraction": 0.5}, True),
+        (_behind(), {"fraction": 0.95}, False),
+        (_behind(), {"watch_inputs": True}, False),
+        (_behind(), {"part_size": 8}, False),
+        (_behind(), {"part_size": None}, False),
+        (_behind(keras.layers.Dropout(0.5)), {}, False),
+        (_behind(keras.layers.BatchNormalization()), {}, False),
+        (_behind(_Noisy(lambda x: 0.0)), {}, True),
+        (_behind(_Noisy(lambda x: tf.random.normal(tf.shape(x)))), {}, False),
+        (
+            _behind(
+                _Noisy(tf.function(lambda x: tf.random.normal(tf.shape(x))))
+            ),
+            {},
+            False,
+        ),
+    ],
+    ids=[
+        "dense",
+        "fraction",
+        "large fraction",
+        "watched",
+        "one part",
+        "no parts",
+        "dropout",
+        "batch normalization",
+        "own layer",
+        "own draws",
+        "draws in a function",
+    ],
+)
+def test_parts_run_alone_where_that_gives_the_same(model, options, expected):
+    found = []
+
+    @tf.function(autograph=False)
+    def run(x):
+        kwargs = {"part_size": 2, **options}
+        forward = forward_lib.run(model, x, seed=1, **kwargs)
+        found.append(forward.is_divisible)
+        if not expected:
+            return forward.subset_outputs, forward.subset_outputs
+        return forward.subset_outputs[1:3], forward.part(1, 2).outputs
+
+    whole, part = run(tf.random.normal([8, 4]))
+    assert found == [expected]
+    np.testing.assert_allclose(part, whole, rtol=1e-5, atol=1e-6)
+
+
+def test_sparse_and_ragged_examples_have_no_parts():
+    x = keras.Input((4,), sparse=True)
+    model = keras.Model(x, keras.layers.Dense(3)(x))
+    forward = forward_lib.run(
+        model, tf.sparse.from_dense(tf.eye(8, 4)), part_size=2
+    )
+    assert not forward.is_divisible

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import keras
 from keras import layers
 import networks
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from keras_fisher._derivatives import forward
 from keras_fisher._derivatives.independence import are_known_to_be_independent
 from keras_fisher._derivatives.independence import examples_are_independent
 
@@ -68,6 +71,56 @@ def test_examples_are_independent_in(layer):
 )
 def test_examples_are_not_known_to_be_independent_in(layer):
     assert not are_known_to_be_independent(_functional(layer))
+
+
+class _Shifted:
+    """An activation that is an object."""
+
+    def __call__(self, x):
+        return x - tf.reduce_mean(x, axis=0)
+
+    def shifted(self, x):
+        return self(x)
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [
+        functools.partial(keras.activations.softmax, axis=0),
+        keras.ops.flip,
+        functools.partial(keras.ops.cumsum, axis=0),
+        _Shifted(),
+        _Shifted().shifted,
+    ],
+    ids=["softmax", "flip", "cumsum", "object", "method"],
+)
+def test_activations_may_go_over_the_batch(activation):
+    for layer in (
+        layers.Dense(3, activation=activation),
+        layers.Activation(activation),
+    ):
+        model = _functional(layer)
+        assert not are_known_to_be_independent(model)
+        x = tf.random.stateless_normal([6, *model.input_shape[1:]], [0, 1])
+        found = tf.function(
+            lambda x, model=model: (
+                forward.run(model, x, fraction=0.5, seed=2).outputs
+            )
+        )(x)
+        np.testing.assert_allclose(found, model(x), rtol=1e-5, atol=1e-6)
+
+
+def test_layers_of_keras_that_mix_the_batch_are_known_to():
+    x = keras.Input((2048,))
+    spectrogram = layers.MelSpectrogram(
+        fft_length=256, sequence_stride=128, num_mel_bins=8
+    )
+    assert not are_known_to_be_independent(keras.Model(x, spectrogram(x)))
+    x = keras.Input((3, 4, 5))
+    for axes, expected in (((1,), True), ((1, 2), True), ((-4,), False)):
+        attention = layers.MultiHeadAttention(2, 2, attention_axes=axes)
+        model = keras.Model(x, attention(x, x))
+        assert are_known_to_be_independent(model) == expected, axes
 
 
 class _NormalizedCell(layers.Layer):
