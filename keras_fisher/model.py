@@ -137,6 +137,12 @@ class FisherModel(Settings, Evaluation):
 
     # As a Keras model.
 
+    def build(self, input_shape):
+        # Others are built when they are called, as in Keras.
+        if isinstance(self.model, keras.Sequential) and not self.model.built:
+            self.model.build(input_shape)
+        self.built = True
+
     def call(self, inputs, training=None, mask=None):
         return self.model(inputs, training=training)
 
@@ -420,7 +426,7 @@ class FisherModel(Settings, Evaluation):
             self(x)
         model_checks.check_trainable(self.model)
         model_checks.check_excluded(self.penalty, self.model)
-        self._penalty_gradient.create_state()
+        self._penalty_gradient.create_state(self.trainable_variables)
         if tf.executing_eagerly():  # And maybe in a loop of one's own.
             self._operation_look.look(x)
             self._output_look.look(x)
@@ -430,6 +436,7 @@ class FisherModel(Settings, Evaluation):
     def make_train_function(self, force=False):
         if not self._schedule.observes:
             return super().make_train_function(force)
+        model_checks.check_heeds(type(self), FisherModel)
         if self.train_function is None or force:
             self.train_function = TrainFunction(
                 self,

@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_fisher import likelihoods
+from keras_fisher._common import random_draws
 
 SEED = 11
 CATEGORICAL = likelihoods.Categorical(from_logits=True)
@@ -62,3 +63,63 @@ def relative(actual, expected):
         for values in (actual, expected)
     )
     return np.linalg.norm(actual - expected) / np.linalg.norm(expected)
+
+
+def labels_of(model, x, rows=None):
+    """The labels that `FisherPenalty` draws with `_SEED`."""
+    state = networks.state_of(model)
+    outputs = model(x, training=True)
+    networks.restore(state)
+    if rows is not None:
+        outputs = tf.gather(outputs, rows)
+    return CATEGORICAL.sample(outputs, random_draws.draw(SEED))
+
+
+def check_slope(function, model, gradients):
+    """The derivative along a direction, against differences in float64."""
+    direction = [
+        np.random.default_rng(1).normal(size=v.shape)
+        for v in model.trainable_variables
+    ]
+    slope = networks.directional_difference(
+        function, model.trainable_variables, direction
+    )
+    along = sum(np.sum(np.multiply(g, d)) for g, d in zip(gradients, direction))
+    np.testing.assert_allclose(along, slope, rtol=1e-6)
+
+
+def check_against_brute_force(penalty, name, mode, groups=None, tolerance=1e-6):
+    """Value and directional derivatives in float64."""
+    model, x = networks.build(name, "float64")
+    all_rows = [np.arange(networks.BATCH)]
+    groups = all_rows if groups is None else groups
+    rows = None if groups is all_rows else np.concatenate(groups)
+    value, traces, gradients = run(mode, penalty, model, x)
+    labels = labels_of(model, x, rows)
+
+    def expected():
+        trace = networks.brute_force_trace(
+            model, x, CATEGORICAL, labels, groups
+        )
+        return penalty.alpha * trace / networks.BATCH
+
+    reference = expected()
+    np.testing.assert_allclose(value, reference, rtol=1e-9)
+    np.testing.assert_allclose(
+        penalty.alpha * np.sum(traces) / networks.BATCH, reference, rtol=1e-9
+    )
+    random = np.random.default_rng(0)
+    for _ in range(2):
+        direction = [
+            random.normal(size=v.shape) for v in model.trainable_variables
+        ]
+        slope = networks.directional_difference(
+            expected, model.trainable_variables, direction
+        )
+        along = sum(
+            np.sum(np.multiply(g, d)) for g, d in zip(gradients, direction)
+        )
+        scale = np.sqrt(sum(np.sum(np.square(g)) for g in gradients))
+        scale *= np.sqrt(sum(np.sum(np.square(d)) for d in direction))
+        error = abs(along - slope) / max(abs(slope), 0.01 * scale)
+        assert error < tolerance, (along, slope, error)

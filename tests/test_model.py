@@ -157,6 +157,48 @@ def _unbuilt():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("penalty", [None, 0.1])
+def test_building_it_builds_the_network(penalty, tmp_path):
+    def made():
+        layers = [keras.layers.Dense(4), keras.layers.Dense(3)]
+        return FisherModel(keras.Sequential(layers), penalty, seed=0)
+
+    x = np.ones((2, 5), "float32")
+    trained = made()
+    trained(x)
+    trained.save_weights(tmp_path / "a.weights.h5")
+    built = made()
+    built.build((None, 5))
+    assert built.model.built
+    built.load_weights(tmp_path / "a.weights.h5")
+    np.testing.assert_array_equal(built(x), trained(x))
+
+
+@pytest.mark.parametrize(
+    "penalty", [keras_fisher.FisherPenalty(), keras_fisher.GradientPenalty()]
+)
+@pytest.mark.parametrize("ignore_class", [None, 0])
+def test_labels_of_one_output_may_be_in_a_list(penalty, ignore_class):
+    x = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
+    y = np.arange(8) % 3
+
+    def trained(y):
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input((4,))
+        network = keras.Model(inputs, keras.layers.Dense(3)(inputs))
+        model = FisherModel(network, penalty, seed=0)
+        loss = keras.losses.SparseCategoricalCrossentropy(
+            from_logits=True, ignore_class=ignore_class
+        )
+        model.compile("sgd", [loss])
+        model.fit(x, y, verbose=0, batch_size=4, shuffle=False)
+        trace = keras_fisher.fisher_trace(model, x, y, estimator="empirical")
+        return *network.get_weights(), float(trace)
+
+    for found, expected in zip(trained([y]), trained(y), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_wraps_models_of_keras_applications():
     network = keras.applications.MobileNet(
         input_shape=(32, 32, 3), weights=None, classes=4, alpha=0.25

@@ -29,6 +29,17 @@ def apply(function: Callable, outputs: Any) -> Any:
     return None if outputs is None else function(outputs)
 
 
+def taken_out(labels: Any, several: bool) -> Any:
+    """Labels as outputs are: those of one output may be in a list, for Keras.
+
+    Args:
+        labels: Of all outputs.
+        several: Whether there are several outputs.
+    """
+    is_in_list = isinstance(labels, (list, tuple)) and len(labels) == 1
+    return labels[0] if is_in_list and not several else labels
+
+
 def join(outputs: Any) -> tf.Tensor:
     """One tensor of shape `(batch, ...)`; several are laid side by side."""
     if tf.is_tensor(outputs):

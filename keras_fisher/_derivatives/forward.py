@@ -198,16 +198,9 @@ def run(
         A `Forward`.
     """
     state_before = keras_layers.snapshot(layer) if replayable else []
-    subset, run_on, rest = None, inputs, None
-    if fraction < 1 and examples_are_independent(layer, inputs):
-        batch_size = number_of_examples(inputs)
-        subset = _draw_subset(fraction, batch_size, seed)
-        # Not every layer takes a rest without an example.
-        if tf.is_tensor(subset.size) or subset.size < batch_size:
-            run_on, rest = _split(inputs, subset)
+    subset, run_on, rest = _apart(layer, inputs, fraction, seed)
     is_divisible = (
-        part_size is not None
-        and not watch_inputs
+        not watch_inputs
         and (fraction == 1 or rest is not None)
         and _is_divisible(layer, run_on, part_size)
     )
@@ -218,16 +211,14 @@ def run(
         # Before the pass: layers may keep what they were called with last.
         with _recording([], [], differentiable):
             way = _traced_way(layer, run_on, targets)
-    tape, second_tape = _tape(), None
-    if twice and not is_divisible:
-        second_tape = _tape()
+    tape = _tape()
+    second_tape = _tape() if twice and not is_divisible else None
     with _recording([second_tape, tape], targets, differentiable):
         outputs = subset_outputs = layer(run_on, training=True)
         mask = structures.apply(keras_layers.mask_of, outputs)
-        if subset is None:
-            # A graph network has other rows in its inputs.
-            batch_size = number_of_examples(outputs)
-            subset = _draw_subset(fraction, batch_size, seed)
+        # A graph network has other rows in its inputs.
+        batch_size = number_of_examples(outputs if subset is None else inputs)
+        subset = subset or _draw_subset(fraction, batch_size, seed)
         if rest is None:
             subset_outputs, mask = subset.of(outputs), subset.of(mask)
     if rest is not None:
@@ -269,10 +260,11 @@ def is_differentiable(x: Any) -> bool:
     return isinstance(x, tf.Tensor) and x.dtype.is_floating
 
 
-def _is_divisible(layer, inputs: Any, part_size: int) -> bool:
+def _is_divisible(layer, inputs: Any, part_size: int | None) -> bool:
     """Whether parts of the inputs give what all of them give together."""
     leaves = examples_lib.tensors(inputs)
-    if not all(isinstance(leaf, tf.Tensor) for leaf in leaves):
+    are_dense = all(isinstance(leaf, tf.Tensor) for leaf in leaves)
+    if part_size is None or not are_dense:
         return False
     sizes = {leaf.shape[0] for leaf in leaves}
     return (
@@ -310,6 +302,18 @@ def _traced_way(layer, inputs: Any, targets: list) -> way_lib.Way:
             *(t.dtype for t in targets),
         ],
     )
+
+
+def _apart(layer, inputs: Any, fraction: float, seed) -> tuple:
+    """A subset that may run by itself, its inputs, and those of the rest."""
+    if fraction == 1 or not examples_are_independent(layer, inputs):
+        return None, inputs, None
+    batch_size = number_of_examples(inputs)
+    subset = _draw_subset(fraction, batch_size, seed)
+    # Not every layer takes a rest without an example.
+    if tf.is_tensor(subset.size) or subset.size < batch_size:
+        return subset, *_split(inputs, subset)
+    return subset, inputs, None
 
 
 def _draw_subset(fraction: float, batch_size, seed) -> Subset:

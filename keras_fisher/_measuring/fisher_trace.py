@@ -413,6 +413,7 @@ def _wanted(
 ) -> Any:
     """Labels for the estimator, or to see where there are none."""
     y = noisy_targets.label_of(y, likelihood.names or ())
+    y = structures.taken_out(y, likelihood.takes_several_outputs)
     if estimator.reads_labels:
         return _given(y)
     if not likelihood.reads_labels:

@@ -27,6 +27,9 @@ def become_sample_weights(
     Args:
         call: Arguments of `fit` or `train_on_batch`; changed.
         output_names: As for `has_noise_flags`.
+
+    Raises:
+        ValueError: If targets with flags come from a `PyDataset`.
     """
     arguments = call.arguments
     if not arguments.get("class_weight"):
@@ -38,6 +41,14 @@ def become_sample_weights(
             weights = arguments.pop("class_weight")
             arguments["x"] = x.map(
                 lambda x, y, given=None: (x, y, _weights(y, weights, given))
+            )
+    elif isinstance(x, keras.utils.PyDataset):
+        _, y, _ = keras.utils.unpack_x_y_sample_weight(x[0])
+        if has_noise_flags(y, output_names):
+            raise ValueError(
+                "`class_weight` does not reach labels with noise flags in a "
+                f"`PyDataset`. Received: {type(x).__name__} with y of the keys "
+                f"{[*y]}. Return `(x, y, sample_weight)` from it instead."
             )
     elif has_noise_flags(y, output_names):
         weights = arguments.pop("class_weight")

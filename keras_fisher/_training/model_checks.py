@@ -56,6 +56,29 @@ def check_wrappable(model: Any) -> None:
         )
 
 
+def check_heeds(cls: type, own: type) -> None:
+    """Raises a `ValueError` for what a subclass would override in vain.
+
+    Args:
+        cls: The class of a model that measures or penalizes.
+        own: `FisherModel`.
+    """
+    names = [
+        name
+        for name in ("train_step", "call")
+        if getattr(cls, name) is not getattr(own, name)
+    ]
+    if names:
+        raise ValueError(
+            "Where Tr(F) is measured or penalized, `fit` takes steps of its "
+            f"own on the wrapped model. Received: {cls.__name__}, whose "
+            f"`{'` and `'.join(names)}` would have no effect. Override "
+            "`compute_loss` or `compute_metrics`, change the model that is "
+            "wrapped, or use `keras_fisher.layers.FisherRegularization` in a "
+            "`keras.Model` with steps of your own."
+        )
+
+
 def _is_overridden(cls: type, name: str) -> bool:
     """Whether a method is one that `FisherModel` does not heed."""
     # It maps its preprocessing over the data, and so does `FisherModel`.

@@ -41,17 +41,37 @@ class PenaltyGradient:
         self._model = model
         self._optimizer = optimizer
 
-    def create_state(self) -> None:
-        """Makes room for what is kept from step to step."""
+    def create_state(self, trained: list[keras.Variable]) -> None:
+        """Makes room for what is kept from step to step.
+
+        Args:
+            trained: What the optimizer trains.
+
+        Raises:
+            ValueError: If that is not what gradients are kept of.
+        """
         if self._penalty is None:
             return
-        if self._penalty.stores_gradient:
-            self._state.create_gradients(self._model)
+        kinds = ["gradient"] if self._penalty.stores_gradient else []
         if self._penalty.bound is not None:
             self._state.create_bound()
             if optimizers.accumulation_steps(self._optimizer) > 1:
-                for kind in _ACCUMULATED:
-                    self._state.create_gradients(self._model, kind)
+                kinds += _ACCUMULATED
+        if kinds:
+            self._check_are_all(trained)
+        for kind in kinds:
+            self._state.create_gradients(self._model, kind)
+
+    def _check_are_all(self, trained: list[keras.Variable]) -> None:
+        inside = {id(v) for v in self._model.trainable_variables}
+        outside = [v.path for v in trained if id(v) not in inside]
+        if outside:
+            raise ValueError(
+                "Gradients that are kept from step to step (every=, "
+                "gradient_accumulation_steps=) are those of the wrapped model. "
+                f"Received: variables {outside} of its wrapper. Add them to "
+                "the model that is wrapped, or keep none: `reuse=False`."
+            )
 
     def store(self, guarded: GuardedGradient) -> None:
         """Keeps it for the steps to come, if they use it again."""

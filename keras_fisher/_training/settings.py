@@ -128,7 +128,7 @@ class Settings(ReadOnce, keras.Model):
         if self.model.built and self.optimizer is not None:
             model_checks.check_trainable(self.model)
             model_checks.check_excluded(self.penalty, self.model)
-            self._penalty_gradient.create_state()
+            self._penalty_gradient.create_state(self.trainable_variables)
 
     @property
     def _schedule(self) -> Schedule:

@@ -367,6 +367,7 @@ class Penalty(ReadOnce):
         """
         outputs = forward.subset_outputs
         likelihood.check_structure(outputs)
+        y = structures.taken_out(y, likelihood.takes_several_outputs)
         y = (
             forward.subset.of(structures.apply(tf.convert_to_tensor, y))
             if self.needs_labels or likelihood.reads_labels

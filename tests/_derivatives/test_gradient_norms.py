@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 
 import cases
 import evaluation
@@ -14,80 +13,15 @@ import pytest
 import tensorflow as tf
 
 from keras_fisher import FisherPenalty
-from keras_fisher import GradientPenalty
 from keras_fisher import InputGradientPenalty
 from keras_fisher import UniformLabelPenalty
 from keras_fisher import likelihoods
 from keras_fisher._common import random_draws
 
 
-def _labels(model, x, rows=None):
-    """The labels that `FisherPenalty` draws with `_SEED`."""
-    state = networks.state_of(model)
-    outputs = model(x, training=True)
-    networks.restore(state)
-    if rows is not None:
-        outputs = tf.gather(outputs, rows)
-    return evaluation.CATEGORICAL.sample(
-        outputs, random_draws.draw(evaluation.SEED)
-    )
-
-
-def _check_slope(function, model, gradients):
-    """The derivative along a direction, against differences in float64."""
-    direction = [
-        np.random.default_rng(1).normal(size=v.shape)
-        for v in model.trainable_variables
-    ]
-    slope = networks.directional_difference(
-        function, model.trainable_variables, direction
-    )
-    along = sum(np.sum(np.multiply(g, d)) for g, d in zip(gradients, direction))
-    np.testing.assert_allclose(along, slope, rtol=1e-6)
-
-
-def _check_against_brute_force(
-    penalty, name, mode, groups=None, tolerance=1e-6
-):
-    """Value and directional derivatives in float64."""
-    model, x = networks.build(name, "float64")
-    all_rows = [np.arange(networks.BATCH)]
-    groups = all_rows if groups is None else groups
-    rows = None if groups is all_rows else np.concatenate(groups)
-    value, traces, gradients = evaluation.run(mode, penalty, model, x)
-    labels = _labels(model, x, rows)
-
-    def expected():
-        trace = networks.brute_force_trace(
-            model, x, evaluation.CATEGORICAL, labels, groups
-        )
-        return penalty.alpha * trace / networks.BATCH
-
-    reference = expected()
-    np.testing.assert_allclose(value, reference, rtol=1e-9)
-    np.testing.assert_allclose(
-        penalty.alpha * np.sum(traces) / networks.BATCH, reference, rtol=1e-9
-    )
-    random = np.random.default_rng(0)
-    for _ in range(2):
-        direction = [
-            random.normal(size=v.shape) for v in model.trainable_variables
-        ]
-        slope = networks.directional_difference(
-            expected, model.trainable_variables, direction
-        )
-        along = sum(
-            np.sum(np.multiply(g, d)) for g, d in zip(gradients, direction)
-        )
-        scale = np.sqrt(sum(np.sum(np.square(g)) for g in gradients))
-        scale *= np.sqrt(sum(np.sum(np.square(d)) for d in direction))
-        error = abs(along - slope) / max(abs(slope), 0.01 * scale)
-        assert error < tolerance, (along, slope, error)
-
-
 @pytest.mark.parametrize("name", networks.NETWORKS)
 def test_value_and_gradient_equal_brute_force_in_float64(name):
-    _check_against_brute_force(FisherPenalty(0.7), name, "eager")
+    evaluation.check_against_brute_force(FisherPenalty(0.7), name, "eager")
 
 
 @pytest.mark.parametrize("name", networks.NETWORKS)
@@ -118,151 +52,15 @@ def test_modes_agree_in_both_precisions(name, dtype, mode):
 
 
 @pytest.mark.parametrize("mode", cases.MODES)
-@pytest.mark.parametrize(
-    "name, size",
-    [
-        ("dense", 1),
-        ("dense", 4),
-        ("batch_norm", 1),
-        ("batch_norm", 4),
-        ("shared", 2),
-        ("embedding", 2),
-        ("gru", 4),
-    ],
-)
-def test_micro_batches_equal_brute_force(name, mode, size):
-    rows = np.arange(networks.BATCH)
-    groups = np.split(rows, rows[size::size])
-    _check_against_brute_force(
-        FisherPenalty(0.7, micro_batch_size=size), name, mode, groups
-    )
-
-
-@pytest.mark.parametrize("mode", ["graph", "xla"])
-@pytest.mark.parametrize(
-    "name",
-    ["dense", "batch_norm", pytest.param("gru", marks=pytest.mark.slow)],
-)
-def test_micro_batches_of_an_unknown_batch_size(name, mode):
-    penalty = FisherPenalty(0.7, micro_batch_size=4)
-    model, x = networks.build(name)
-    expected = evaluation.run("eager", penalty, model, x)
-    value, _, gradients = evaluation.run(
-        mode, penalty, model, x, unknown_batch_size=True
-    )
-    np.testing.assert_allclose(value, expected[0], rtol=1e-9)
-    assert evaluation.relative(gradients, expected[2]) < 1e-9
-
-
-@pytest.mark.parametrize("mode", cases.MODES)
 @pytest.mark.parametrize("name", ["dense", "batch_norm", "embedding"])
 def test_fraction_equals_brute_force_on_the_rows_it_draws(name, mode):
     start = random_draws.integers(
         [], networks.BATCH, random_draws.draw(evaluation.SEED, stream=1)
     )
     rows = (start + tf.range(3)) % networks.BATCH
-    _check_against_brute_force(
+    evaluation.check_against_brute_force(
         FisherPenalty(0.7, fraction=0.5), name, mode, [rows.numpy()]
     )
-
-
-@pytest.mark.parametrize("method", ["exact", "finite_difference"])
-@pytest.mark.parametrize("mode", cases.MODES)
-@pytest.mark.parametrize("unknown", [False, True])
-@pytest.mark.parametrize("size, examples", [(1, 12), (5, 12), (9, 6)])
-def test_many_micro_batches_equal_brute_force(
-    size, examples, unknown, mode, method
-):
-    model, x = networks.build("dense", "float64")
-    x = tf.concat([x, 0.5 * x[::-1]], axis=0)[:examples]
-    y = tf.constant(np.arange(examples) % networks.CLASSES)
-    penalty = GradientPenalty(0.7, micro_batch_size=size, method=method)
-
-    def evaluate(x, y):
-        return evaluation.evaluated(penalty, model, x, y)
-
-    if mode != "eager":
-        rows = None if unknown else examples
-        evaluate = tf.function(
-            evaluate,
-            jit_compile=mode == "xla",
-            input_signature=[
-                tf.TensorSpec([rows, *t.shape[1:]], t.dtype) for t in (x, y)
-            ],
-        )
-    value, _, gradients = evaluate(x, y)
-    rows = np.arange(examples)
-    groups = np.split(rows, rows[size::size])
-
-    def expected():
-        trace = networks.brute_force_trace(
-            model, x, evaluation.CATEGORICAL, y, groups
-        )
-        return penalty.alpha * trace / examples
-
-    np.testing.assert_allclose(value, expected(), rtol=1e-9)
-    _check_slope(expected, model, gradients)
-
-
-@pytest.mark.parametrize("mode", ["eager", "graph"])
-def test_micro_batches_leave_out_positions_without_a_label(mode):
-    keras.utils.set_random_seed(0)
-    model = keras.Sequential([keras.Input((4, 5)), keras.layers.Dense(3)])
-    x = tf.random.stateless_normal([5, 4, 5], [0, 1])
-    y = tf.constant(np.random.default_rng(0).integers(0, 3, (5, 4)))
-    likelihood = likelihoods.Categorical(from_logits=True, ignore_class=0)
-
-    def evaluate(size, rows):
-        penalty = GradientPenalty(0.7, micro_batch_size=size)
-
-        def run():
-            return evaluation.evaluated(
-                penalty, model, x[rows], y[rows], likelihood
-            )
-
-        return (tf.function(run) if mode == "graph" else run)()
-
-    value, _, gradients = evaluate(2, slice(0, 5))
-    parts = [slice(0, 2), slice(2, 4), slice(4, 5)]
-    alone = [evaluate(None, rows) for rows in parts]
-    weights = np.array([4, 4, 1]) / 25
-    expected = sum(w * value for w, (value, _, _) in zip(weights, alone))
-    np.testing.assert_allclose(value, expected, rtol=1e-5)
-    expected = [
-        sum(w * g for w, g in zip(weights, of_parts))
-        for of_parts in zip(*(gradients for _, _, gradients in alone))
-    ]
-    assert evaluation.relative(gradients, expected) < 1e-5
-
-
-def test_micro_batches_cost_what_one_pass_costs():
-    model, x = networks.build("dense", "float32")
-    x = tf.tile(x, [8, 1])
-
-    def cost(penalty):
-        function = tf.function(
-            lambda: evaluation.evaluated(penalty, model, x, None)[2],
-            autograph=False,
-        )
-        graph = function.get_concrete_function().graph
-        return sum(
-            2 * math.prod(o.outputs[0].shape) * _inner(o)
-            for o in graph.get_operations()
-            if o.type == "MatMul"
-        )
-
-    whole, parts = (
-        cost(FisherPenalty()),
-        cost(FisherPenalty(micro_batch_size=8)),
-    )
-    # One more pass forward.
-    assert whole < parts < 1.6 * whole, (whole, parts)
-
-
-def _inner(operation):
-    """The length of the sums in a product."""
-    shape = operation.inputs[0].shape
-    return shape[0] if operation.get_attr("transpose_a") else shape[1]
 
 
 @pytest.mark.parametrize("fraction, size", [(0.01, 1), (0.4, 2), (0.99, 6)])
@@ -373,7 +171,7 @@ def test_finite_difference_works_without_second_derivative():
     value, _, gradients = evaluation.run("graph", penalty, model, x)
     along = sum(float(tf.reduce_sum(tf.square(g))) for g in gradients)
     length = np.sqrt(along)
-    labels = _labels(model, x)
+    labels = evaluation.labels_of(model, x)
 
     def expected():
         rows = [np.arange(networks.BATCH)]
@@ -417,7 +215,7 @@ def test_input_gradient_penalty_equals_brute_force(name, method, mode):
 
     value, _, gradients = evaluation.run(mode, penalty, model, x)
     np.testing.assert_allclose(value, expected(), rtol=1e-9)
-    _check_slope(expected, model, gradients)
+    evaluation.check_slope(expected, model, gradients)
 
 
 def test_input_gradient_penalty_is_a_mean_over_examples():
@@ -508,7 +306,7 @@ def test_other_likelihoods_equal_brute_force(likelihood, mode):
         return 0.7 * trace / networks.BATCH
 
     np.testing.assert_allclose(value, expected(), rtol=1e-9)
-    _check_slope(expected, model, gradients)
+    evaluation.check_slope(expected, model, gradients)
 
 
 def test_tokens_are_independent_parts_of_one_example():

@@ -36,7 +36,7 @@ def _model(y=None):
 def _fit(x, y=None, **kwargs):
     """Weights, losses and validation losses of a training."""
     model, network = _model(y)
-    if not isinstance(x, tf.data.Dataset):
+    if not isinstance(x, tf.data.Dataset | keras.utils.PyDataset):
         kwargs["batch_size"] = 8
     history = model.fit(
         x, y, epochs=2, shuffle=False, verbose=0, **kwargs
@@ -108,6 +108,24 @@ def test_a_class_without_a_weight_counts_once():
         _fit(_X, _flagged(), class_weight={0: 0.5, 1: 3.0}),
         _fit(_X, _Y, class_weight=_WEIGHTS),
     )
+
+
+class _Batches(keras.utils.PyDataset):
+    def __init__(self, y):
+        super().__init__()
+        self._y = y
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        return _X, self._y
+
+
+def test_batches_of_a_py_dataset_have_weights_of_their_own():
+    _fit(_Batches(_Y), class_weight=_WEIGHTS)
+    with pytest.raises(ValueError, match=r"Return.*sample_weight"):
+        _fit(_Batches(_flagged()), class_weight=_WEIGHTS)
 
 
 def test_single_batches_are_weighted_as_those_without():

@@ -136,3 +136,96 @@ def test_outputs_of_any_precision_are_looked_at(loss, activation, dtype):
     y = np.eye(3)[training.Y]
     logs = model.fit(training.X, y, batch_size=50, verbose=0).history
     assert np.isfinite(logs["fisher_trace"]).all()
+
+
+class OwnStep(FisherModel):
+    def train_step(self, data):
+        return {**super().train_step(data), "mine": tf.constant(7.0)}
+
+
+class OwnCall(FisherModel):
+    def call(self, inputs, training=None, mask=None):
+        return 2 * super().call(inputs, training=training)
+
+
+class OwnLoss(FisherModel):
+    def compute_loss(self, *args, **kwargs):
+        return 2 * super().compute_loss(*args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    "cls, what", [(OwnStep, "train_step"), (OwnCall, "call"), (OwnLoss, None)]
+)
+@pytest.mark.parametrize(
+    "options, observes",
+    [
+        ({"trace_every": None}, False),
+        ({"trace_every": 2}, True),
+        ({"penalty": 0.1}, True),
+    ],
+    ids=["nothing", "trace", "penalty"],
+)
+def test_what_a_subclass_overrides_is_heeded_or_refused(
+    cls, what, options, observes
+):
+    x = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
+
+    def trained(cls):
+        network = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+        network.set_weights([np.full((4, 3), 0.1), np.zeros(3)])
+        model = cls(network, seed=0, **options)
+        model.compile(keras.optimizers.SGD(0.1), "mse")
+        history = model.fit(x, x[:, :3], verbose=0).history
+        return history, network.get_weights()[0]
+
+    if observes and what:
+        with pytest.raises(ValueError, match=f"`{what}` would have no effect"):
+            trained(cls)
+        return
+    history, weights = trained(cls)
+    if cls is OwnStep:
+        assert history["mine"] == [7.0]
+    else:
+        plain = trained(FisherModel)
+        assert history["loss"] != pytest.approx(plain[0]["loss"])
+        assert not np.allclose(weights, plain[1])
+
+
+class OwnWeight(FisherModel):
+    """Has a trainable weight of its own."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.extra = self.add_weight(shape=(), initializer="ones", name="extra")
+
+    def compute_loss(self, *args, **kwargs):
+        return super().compute_loss(*args, **kwargs) + self.extra**2
+
+
+@pytest.mark.parametrize(
+    "penalty, accumulated, works",
+    [
+        (dict(every=2, bound=None), None, False),
+        (dict(), 2, False),
+        (dict(every=2, bound=None, reuse=False), None, True),
+        (dict(), None, True),
+    ],
+    ids=["reused", "accumulated", "not reused", "bounded"],
+)
+def test_weights_of_a_wrapper_are_trained_or_refused(
+    penalty, accumulated, works
+):
+    x = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
+    network = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    model = OwnWeight(network, FisherPenalty(**penalty), seed=0)
+    optimizer = keras.optimizers.SGD(
+        0.1, gradient_accumulation_steps=accumulated
+    )
+    if works:
+        model.compile(optimizer, "mse")
+        model.fit(x, x[:, :3], batch_size=8, verbose=0)
+        assert float(model.extra) == pytest.approx(0.8)
+    else:
+        with pytest.raises(ValueError, match=r"extra.*of its wrapper"):
+            model.compile(optimizer, "mse")
+            model.fit(x, x[:, :3], verbose=0)

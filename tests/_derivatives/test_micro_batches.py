@@ -1,0 +1,153 @@
+"""Micro-batches of a penalty, by themselves or not, against brute force."""
+
+from __future__ import annotations
+
+import math
+
+import cases
+import evaluation
+import keras
+import networks
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_fisher import FisherPenalty
+from keras_fisher import GradientPenalty
+from keras_fisher import likelihoods
+
+
+@pytest.mark.parametrize("mode", cases.MODES)
+@pytest.mark.parametrize(
+    "name, size",
+    [
+        ("dense", 1),
+        ("dense", 4),
+        ("batch_norm", 1),
+        ("batch_norm", 4),
+        ("shared", 2),
+        ("embedding", 2),
+        ("gru", 4),
+    ],
+)
+def test_micro_batches_equal_brute_force(name, mode, size):
+    rows = np.arange(networks.BATCH)
+    groups = np.split(rows, rows[size::size])
+    evaluation.check_against_brute_force(
+        FisherPenalty(0.7, micro_batch_size=size), name, mode, groups
+    )
+
+
+@pytest.mark.parametrize("mode", ["graph", "xla"])
+@pytest.mark.parametrize(
+    "name",
+    ["dense", "batch_norm", pytest.param("gru", marks=pytest.mark.slow)],
+)
+def test_micro_batches_of_an_unknown_batch_size(name, mode):
+    penalty = FisherPenalty(0.7, micro_batch_size=4)
+    model, x = networks.build(name)
+    expected = evaluation.run("eager", penalty, model, x)
+    value, _, gradients = evaluation.run(
+        mode, penalty, model, x, unknown_batch_size=True
+    )
+    np.testing.assert_allclose(value, expected[0], rtol=1e-9)
+    assert evaluation.relative(gradients, expected[2]) < 1e-9
+
+
+@pytest.mark.parametrize("method", ["exact", "finite_difference"])
+@pytest.mark.parametrize("mode", cases.MODES)
+@pytest.mark.parametrize("unknown", [False, True])
+@pytest.mark.parametrize("size, examples", [(1, 12), (5, 12), (9, 6)])
+def test_many_micro_batches_equal_brute_force(
+    size, examples, unknown, mode, method
+):
+    model, x = networks.build("dense", "float64")
+    x = tf.concat([x, 0.5 * x[::-1]], axis=0)[:examples]
+    y = tf.constant(np.arange(examples) % networks.CLASSES)
+    penalty = GradientPenalty(0.7, micro_batch_size=size, method=method)
+
+    def evaluate(x, y):
+        return evaluation.evaluated(penalty, model, x, y)
+
+    if mode != "eager":
+        rows = None if unknown else examples
+        evaluate = tf.function(
+            evaluate,
+            jit_compile=mode == "xla",
+            input_signature=[
+                tf.TensorSpec([rows, *t.shape[1:]], t.dtype) for t in (x, y)
+            ],
+        )
+    value, _, gradients = evaluate(x, y)
+    rows = np.arange(examples)
+    groups = np.split(rows, rows[size::size])
+
+    def expected():
+        trace = networks.brute_force_trace(
+            model, x, evaluation.CATEGORICAL, y, groups
+        )
+        return penalty.alpha * trace / examples
+
+    np.testing.assert_allclose(value, expected(), rtol=1e-9)
+    evaluation.check_slope(expected, model, gradients)
+
+
+@pytest.mark.parametrize("mode", ["eager", "graph"])
+def test_micro_batches_leave_out_positions_without_a_label(mode):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((4, 5)), keras.layers.Dense(3)])
+    x = tf.random.stateless_normal([5, 4, 5], [0, 1])
+    y = tf.constant(np.random.default_rng(0).integers(0, 3, (5, 4)))
+    likelihood = likelihoods.Categorical(from_logits=True, ignore_class=0)
+
+    def evaluate(size, rows):
+        penalty = GradientPenalty(0.7, micro_batch_size=size)
+
+        def run():
+            return evaluation.evaluated(
+                penalty, model, x[rows], y[rows], likelihood
+            )
+
+        return (tf.function(run) if mode == "graph" else run)()
+
+    value, _, gradients = evaluate(2, slice(0, 5))
+    parts = [slice(0, 2), slice(2, 4), slice(4, 5)]
+    alone = [evaluate(None, rows) for rows in parts]
+    weights = np.array([4, 4, 1]) / 25
+    expected = sum(w * value for w, (value, _, _) in zip(weights, alone))
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    expected = [
+        sum(w * g for w, g in zip(weights, of_parts))
+        for of_parts in zip(*(gradients for _, _, gradients in alone))
+    ]
+    assert evaluation.relative(gradients, expected) < 1e-5
+
+
+def test_micro_batches_cost_what_one_pass_costs():
+    model, x = networks.build("dense", "float32")
+    x = tf.tile(x, [8, 1])
+
+    def cost(penalty):
+        function = tf.function(
+            lambda: evaluation.evaluated(penalty, model, x, None)[2],
+            autograph=False,
+        )
+        graph = function.get_concrete_function().graph
+        return sum(
+            2 * math.prod(o.outputs[0].shape) * _inner(o)
+            for o in graph.get_operations()
+            if o.type == "MatMul"
+        )
+
+    whole, parts = (
+        cost(FisherPenalty()),
+        cost(FisherPenalty(micro_batch_size=8)),
+    )
+    # One more pass forward.
+    assert whole < parts < 1.6 * whole, (whole, parts)
+
+
+def _inner(operation):
+    """The length of the sums in a product."""
+    shape = operation.inputs[0].shape
+    return shape[0] if operation.get_attr("transpose_a") else shape[1]
