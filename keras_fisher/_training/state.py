@@ -14,6 +14,10 @@ from keras_fisher._training.measurements import Observed
 from keras_fisher._training.measurements import is_something
 
 
+def _quantize_nothing(*args, **kwargs) -> None:
+    """In place of `quantize`: there is nothing to compute with."""
+
+
 class FisherState(keras.layers.Layer):
     """Variables that are saved with a model: last values, reused gradient.
 
@@ -42,6 +46,8 @@ class FisherState(keras.layers.Layer):
         # By weak references, or Keras would take them for variables of this.
         self._owners = {}
         self._random_state = list
+        # Keras's would take no more variables afterwards.
+        self.quantize = _quantize_nothing
         # Nothing is left to build; not through `build`, after which Keras
         # would take no more variables.
         self.built = True

@@ -262,3 +262,20 @@ def test_backup_and_restore_resumes(tmp_path):
     history = training.fit(again, epochs=4, callbacks=[backup()])
     assert len(history.history["loss"]) == 2
     training.assert_equal(again.get_weights(), whole.get_weights())
+
+
+def test_a_quantized_model_is_trained_on():
+    x = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
+    network = keras.Sequential(
+        [keras.Input((4,)), keras.layers.Dense(4), keras.layers.Dense(3)]
+    )
+    penalty = FisherPenalty(0.1, every=2)
+    model = FisherModel(network, penalty, seed=0)
+    for kind in (None, "int8"):
+        if kind is not None:
+            model.quantize(kind)
+        model.compile("sgd", "mse")
+        before = network.layers[0].bias.numpy()
+        history = model.fit(x, x[:, :3], batch_size=4, verbose=0).history
+        assert np.isfinite(history["fisher_penalty"]).all(), history
+        assert (network.layers[0].bias.numpy() != before).all()
