@@ -257,7 +257,7 @@ def sum_over_parts(
 
 
 def _add(sums: list, others: list) -> list:
-    return [a + b for a, b in zip(sums, others)]
+    return [a + tf.cast(b, a.dtype) for a, b in zip(sums, others)]
 
 
 def _loop(function, begin: int, end, step, sums: list) -> list:
