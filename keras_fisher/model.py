@@ -205,6 +205,16 @@ class FisherModel(Settings, Evaluation):
 
     train_on_batch.__doc__ = keras.Model.train_on_batch.__doc__
 
+    def set_weights(self, weights):
+        # A penalty assigned since, within `fit` perhaps, has made room for
+        # more: so `EarlyStopping` has fewer to restore.
+        later = self.weights[len(weights) :]
+        if all(any(v is own for own in self.state.variables) for v in later):
+            weights = [*weights, *(v.numpy() for v in later)]
+        super().set_weights(weights)
+
+    set_weights.__doc__ = keras.Model.set_weights.__doc__
+
     def export(self, *args, **kwargs):
         # What serves is the network, and it knows its inputs.
         keras_layers.call_symbolically(self.model)

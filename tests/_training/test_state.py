@@ -264,6 +264,34 @@ def test_backup_and_restore_resumes(tmp_path):
     training.assert_equal(again.get_weights(), whole.get_weights())
 
 
+@pytest.mark.parametrize("first", [None, FisherPenalty(0.1)])
+def test_early_stopping_restores_what_was_before_an_assigned_penalty(first):
+    class Assign(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            self.before = self.model.model.get_weights()
+            if epoch == 1:
+                self.best = self.before
+                self.model.penalty = FisherPenalty(0.1, every=2)
+
+    model = training.compiled(FisherModel(training.network(), first, seed=0))
+    stop = keras.callbacks.EarlyStopping(
+        "loss", mode="max", baseline=0.0, patience=2, restore_best_weights=True
+    )
+    # The first is the best, since the loss falls.
+    history = training.fit(
+        model, epochs=3, callbacks=[assign := Assign(), stop]
+    )
+    losses = history.history["loss"]
+    assert max(losses) == losses[0], losses
+    training.assert_equal(model.model.get_weights(), assign.best)
+
+
+def test_weights_of_another_network_are_refused():
+    model = FisherModel(training.network(), FisherPenalty(0.1), seed=0)
+    with pytest.raises(ValueError, match="weight list of length"):
+        model.set_weights(model.get_weights()[:2])
+
+
 def test_a_quantized_model_is_trained_on():
     x = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
     network = keras.Sequential(
