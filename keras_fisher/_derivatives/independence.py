@@ -36,6 +36,14 @@ def examples_are_independent(
     ) and ownership.examples_own_rows(layer, x, may_draw=may_draw)
 
 
+def mixes_some_batches(layer: keras.layers.Layer) -> bool:
+    """Whether it goes by the values in a batch if examples see each other."""
+    return any(
+        isinstance(each, keras.layers.MelSpectrogram)
+        for each in keras_layers.operations_in(layer)
+    )
+
+
 def _goes_over_batches(layer: keras.layers.Layer) -> bool:
     """Whether there is batch normalization in it: then no trace is needed."""
     return any(

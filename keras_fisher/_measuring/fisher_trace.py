@@ -19,6 +19,7 @@ from keras_fisher._common import noisy_targets
 from keras_fisher._common import random_draws
 from keras_fisher._common import structures
 from keras_fisher._derivatives.forward import number_of_examples
+from keras_fisher._derivatives.independence import mixes_some_batches
 from keras_fisher._measuring import batches as batches_lib
 from keras_fisher._measuring import estimators
 from keras_fisher._measuring import function_cache
@@ -252,10 +253,10 @@ class _Measure:
         """Refuses models whose examples see each other, where norms may not.
 
         Those of few examples, or of pieces of few, do not tell, and those of
-        later batches are not looked at.
+        later batches are not looked at but where it goes by the values.
         """
         model, size = self._model(), batches_lib.size_of(x)
-        if examples_lib.has_ragged(x):
+        if examples_lib.has_ragged(x) or mixes_some_batches(model):
             per_example.check_alone(model, x)
             return
         norms_tell = size >= _PIECES * _LEAST_TELLING

@@ -25,6 +25,7 @@ from keras_fisher._common import keras_layers
 from keras_fisher._common import structures
 from keras_fisher._derivatives import gradients as gradients_lib
 from keras_fisher._derivatives import loss_scale
+from keras_fisher._derivatives.independence import mixes_some_batches
 from keras_fisher._measuring import norm_rules
 from keras_fisher._measuring import variable_uses
 from keras_fisher._measuring.recorded_call import call
@@ -307,7 +308,8 @@ def check_alone(layer: keras.layers.Layer, x: Any) -> None:
     """Looks whether some examples are, alone, what they are in a batch.
 
     Ragged ones that a layer pads to the length of others, and does not mask,
-    are not: the shortest show it. Of others, the first and the last.
+    are not: the shortest show it. Of others, the first and the last; all of
+    them where one that is loud may drown another.
 
     Raises:
         ValueError: If so.
@@ -318,6 +320,8 @@ def check_alone(layer: keras.layers.Layer, x: Any) -> None:
         for leaf in leaves
         if isinstance(leaf, tf.RaggedTensor)
     } or {0, int(examples_lib.number(leaves)) - 1}
+    if mixes_some_batches(layer):
+        chosen = range(int(examples_lib.number(leaves)))
 
     def alone(i):
         outputs = keras_layers.outputs_of(layer, examples_lib.one(x, i))

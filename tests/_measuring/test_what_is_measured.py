@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import keras
 from keras import layers
+import numpy as np
 import pytest
 import tensorflow as tf
 import training
@@ -96,3 +97,36 @@ def test_models_that_draw_in_inference_are_not_taken_for_those(size):
     training.compiled(model)
     x = training.X[:size]
     assert keras_fisher.fisher_trace(model, x, seed=0) > 0
+
+
+@pytest.mark.parametrize("quiet", [0, 3, 5])
+def test_recordings_that_louder_ones_drown_are_found_in_any_batch(quiet):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((1024,)),
+            keras.layers.MelSpectrogram(
+                fft_length=256, sequence_stride=128, num_mel_bins=8
+            ),
+            keras.layers.Rescaling(1 / 40),
+            keras.layers.Flatten(),
+            keras.layers.Dense(3),
+        ]
+    )
+    x = np.random.default_rng(0).normal(size=(12, 1024)).astype("float32")
+
+    def trace(x, batch_size):
+        return keras_fisher.fisher_trace(
+            model,
+            x,
+            likelihood="categorical",
+            estimator="exact",
+            batch_size=batch_size,
+        )
+
+    # All as loud as each other.
+    assert trace(x, 6) == pytest.approx(trace(x, 1), rel=1e-4)
+    x[6 + quiet] *= 1e-5
+    assert trace(x, 1) > 0
+    with pytest.raises(ValueError, match="depend on the other examples"):
+        trace(x, 6)
