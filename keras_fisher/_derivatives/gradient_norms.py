@@ -164,7 +164,8 @@ class SquaredNorms:
         else:
             # A loop, whose gradient would keep all micro-batches in memory.
             function = SquaredNorms._differentiated_here
-        if self.forward.is_divisible:
+        # A measurement takes the pass of a penalty whole.
+        if self.forward.is_divisible and micro_batch_size is not None:
             found = self._sum_over_parts(function, micro_batch_size)
         else:
             found = gradients_lib.sum_over_micro_batches(

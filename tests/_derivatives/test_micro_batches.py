@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from keras_fisher import FisherModel
 from keras_fisher import FisherPenalty
 from keras_fisher import GradientPenalty
 from keras_fisher import likelihoods
@@ -121,6 +122,24 @@ def test_micro_batches_leave_out_positions_without_a_label(mode):
         for of_parts in zip(*(gradients for _, _, gradients in alone))
     ]
     assert evaluation.relative(gradients, expected) < 1e-5
+
+
+def test_a_trace_measured_beside_micro_batches_is_of_the_whole_batch():
+    x = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
+    traces = []
+    for size in (None, 2):
+        keras.utils.set_random_seed(0)
+        model = FisherModel(
+            keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]),
+            GradientPenalty(0.1, micro_batch_size=size),
+            trace_every=1,
+            seed=0,
+        )
+        model.compile("sgd", "mse")
+        history = model.fit(x, x[:, :3], batch_size=8, verbose=0).history
+        traces += history["fisher_trace"]
+    assert traces[0] > 0
+    assert traces[1] == pytest.approx(traces[0], rel=1e-5)
 
 
 def test_micro_batches_cost_what_one_pass_costs():
