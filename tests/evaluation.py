@@ -66,7 +66,7 @@ def relative(actual, expected):
 
 
 def labels_of(model, x, rows=None):
-    """The labels that `FisherPenalty` draws with `_SEED`."""
+    """The labels that `FisherPenalty` draws with `SEED`."""
     state = networks.state_of(model)
     outputs = model(x, training=True)
     networks.restore(state)

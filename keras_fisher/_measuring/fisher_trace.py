@@ -193,6 +193,7 @@ class _Measure:
         self._one_by_one: frozenset[int] | None = None
         self._told: list[tuple[int, ...]] = []
         self._is_looked_at = False
+        self._mixes_some = False
 
     def __call__(
         self, x: Any, y: Any, seed: int, position: int, draws: int
@@ -234,6 +235,7 @@ class _Measure:
         """Looks at outputs, and refuses what is not expected of them."""
         outputs = keras_layers.outputs_of(self._model(), x)
         self._likelihood.check_structure(outputs)
+        self._mixes_some = mixes_some_batches(self._model())
         rows = number_of_examples(outputs)
         if self._estimator.by_example and rows != batches_lib.size_of(x):
             raise ValueError(
@@ -256,7 +258,7 @@ class _Measure:
         later batches are not looked at but where it goes by the values.
         """
         model, size = self._model(), batches_lib.size_of(x)
-        if examples_lib.has_ragged(x) or mixes_some_batches(model):
+        if examples_lib.has_ragged(x) or self._mixes_some:
             per_example.check_alone(model, x)
             return
         norms_tell = size >= _PIECES * _LEAST_TELLING

@@ -268,9 +268,8 @@ def test_backup_and_restore_resumes(tmp_path):
 def test_early_stopping_restores_what_was_before_an_assigned_penalty(first):
     class Assign(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
-            self.before = self.model.model.get_weights()
             if epoch == 1:
-                self.best = self.before
+                self.best = self.model.model.get_weights()
                 self.model.penalty = FisherPenalty(0.1, every=2)
 
     model = training.compiled(FisherModel(training.network(), first, seed=0))
