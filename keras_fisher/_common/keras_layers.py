@@ -232,6 +232,21 @@ def seeds_in(layer: keras.layers.Layer) -> list[keras.random.SeedGenerator]:
     ]
 
 
+def draws_nothing(graph: tf.Graph) -> bool:
+    """Whether no operation of a graph makes random numbers.
+
+    Those of the functions that it calls count as well.
+    """
+    whole = graph.as_graph_def()
+    bodies = [f.node_def for f in whole.library.function]
+    return not any(
+        word in node.op
+        for nodes in (whole.node, *bodies)
+        for node in nodes
+        for word in ("Random", "TruncatedNormal", "Multinomial")
+    )
+
+
 def operations_in(layer: keras.layers.Layer) -> list[keras.Operation]:
     """A layer and all layers and operations in it, each once.
 

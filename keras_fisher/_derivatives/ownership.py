@@ -54,24 +54,12 @@ def examples_own_rows(
                 _traced(layer, x, number)
                 for number in (_EXAMPLES, _EXAMPLES + 1)
             )
-            if not (may_draw or _draws_nothing(graph)):
+            if not (may_draw or keras_layers.draws_nothing(graph)):
                 return False
             owners = _owners(graph, larger)
             return all(_is_in_order(owners, t) for t in graph.outputs)
     except Exception:  # Of whatever the model is made of.
         return False
-
-
-def _draws_nothing(graph: tf.Graph) -> bool:
-    """Whether no operation makes random numbers, in functions neither."""
-    whole = graph.as_graph_def()
-    bodies = [f.node_def for f in whole.library.function]
-    return not any(
-        word in node.op
-        for nodes in (whole.node, *bodies)
-        for node in nodes
-        for word in ("Random", "TruncatedNormal", "Multinomial")
-    )
 
 
 def _has_rows(leaf: Any) -> bool:

@@ -306,6 +306,46 @@ def test_training_mode_keeps_the_random_numbers(name):
     assert measured == pytest.approx(expected, rel=1e-9)
 
 
+class Jitter(layers.Layer):
+    """Adds noise, in inference as well."""
+
+    def __init__(self):
+        super().__init__()
+        self.seed_generator = keras.random.SeedGenerator(1)
+
+    def call(self, x):
+        noise = keras.random.normal(
+            keras.ops.shape(x), dtype=x.dtype, seed=self.seed_generator
+        )
+        return x + 0.3 * noise
+
+
+@pytest.mark.parametrize("mode", ["training", "inference"])
+def test_noise_before_what_is_done_one_by_one_is_that_of_the_batch(mode):
+    """An LSTM's gradients are those of the one call, with its noise."""
+    model, x = networks.build("lstm")
+    model = keras.Sequential([*model.layers[:1], Jitter(), *model.layers[1:]])
+    model(x)
+    y = _labels(model, x)
+    measured = _measured(model, x, y, "total", training=mode == "training")
+    each = [np.array([i]) for i in range(networks.BATCH)]
+    expected = networks.brute_force_trace(
+        model, x, example_networks.LIKELIHOOD, y, each
+    )
+    assert measured == pytest.approx(expected, rel=1e-9)
+
+
+def test_other_noise_in_another_call_is_no_mixing_of_examples():
+    model, x = networks.build("lstm")
+    noisy = keras.Sequential([Jitter(), model])
+    noisy(x)
+    per_example.check_alone(noisy, x)
+    mixing = keras.Sequential([example_networks.MixExamples(), model])
+    mixing(x)
+    with pytest.raises(ValueError, match="depend on the other examples"):
+        per_example.check_alone(mixing, x)
+
+
 def test_batch_normalization_in_training_mode_is_refused():
     model, x = networks.build("batch_norm")
     y = _labels(model, x)
