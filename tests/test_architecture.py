@@ -17,7 +17,7 @@ _PACKAGE = _ROOT / "keras_fisher"
 _ROOMS = {
     "_common": set(),
     "estimates": set(),
-    "_tensorboard": set(),
+    "_tensorboard": {"_common"},
     "likelihoods": {"_common"},
     "_derivatives": {"_common"},
     "penalties": {"_common", "_derivatives", "likelihoods"},

@@ -232,6 +232,22 @@ def seeds_in(layer: keras.layers.Layer) -> list[keras.random.SeedGenerator]:
     ]
 
 
+def loss_weights(model: Any, unknown: Any = None) -> Any:
+    """The weights of several losses, as `compile` was given them.
+
+    Args:
+        model: Any model.
+        unknown: What is returned where arguments of `compile` that cannot be
+            serialized hide them.
+    """
+    if not getattr(model, "compiled", False):
+        return None
+    try:
+        return (model.get_compile_config() or {}).get("loss_weights")
+    except (TypeError, ValueError):
+        return unknown
+
+
 def draws_nothing(graph: tf.Graph) -> bool:
     """Whether no operation of a graph makes random numbers.
 

@@ -134,7 +134,7 @@ def hessian_trace(
     measure = function_cache.kept(
         model,
         "hessian_trace",
-        [loss, getattr(model, "loss", None), _loss_weights(model)],
+        _what_the_loss_is(model, loss),
         lambda: _Curvature(model, loss_of),
     )
     check_labels = _label_check(model, loss, batches.first[0])
@@ -369,15 +369,11 @@ def _label_check(model: Any, loss: Any, x: Any) -> Callable:
     )
 
 
-def _loss_weights(model: Any) -> Any:
-    """The weights of several losses, as `compile` was given them."""
-    if not getattr(model, "compiled", False):
-        return None
-    try:
-        return (model.get_compile_config() or {}).get("loss_weights")
-    except (TypeError, ValueError):  # Some arguments cannot be serialized.
-        # Equal to nothing that comes later.
-        return object()
+def _what_the_loss_is(model: Any, loss: Any) -> list:
+    """What a function that was traced for a loss goes by."""
+    # Weights that nobody can tell are equal to nothing that comes later.
+    weights = keras_layers.loss_weights(model, unknown=object())
+    return [loss, getattr(model, "loss", None), weights]
 
 
 def _loss_function(model: Any, loss: Any) -> Callable:

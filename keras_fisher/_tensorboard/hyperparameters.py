@@ -8,6 +8,8 @@ from typing import Any
 
 import keras
 
+from keras_fisher._common import keras_layers
+
 # What callbacks and users change while a run trains.
 MOVING = ("learning_rate", "alpha")
 
@@ -26,15 +28,18 @@ def of(model: keras.Model, batch_size: int | None = None) -> dict[str, Any]:
         `alpha` (0 without a penalty), `penalty` and its other arguments,
         `optimizer` and its other arguments, `model`, `parameters` (of a
         network that is built),
-        `loss_function`, `precision`, `trace_every`, `seed`.
+        `loss_function` and `loss_weights`, of several outputs by their names,
+        `precision`, `trace_every`, `seed`.
     """
     network = model.model
+    weights = keras_layers.loss_weights(model)
     found = {
         "model": network.name,
         # Layers that were never called have none yet.
         "parameters": network.count_params() if network.built else None,
         "precision": network.dtype_policy.name,
         "loss_function": _name(model.loss),
+        "loss_weights": None if weights is None else _name(weights),
         "trace_every": model.trace_every,
         "seed": model.seed,
         "batch_size": batch_size,
@@ -92,8 +97,16 @@ def _of_optimizer(optimizer) -> dict[str, Any]:
 
 
 def _name(thing: Any) -> str:
-    if isinstance(thing, str):
-        return thing
+    """The name of a loss, a weight as text; of several, by their outputs."""
+    if thing is None:
+        return "none"
+    if isinstance(thing, (str, numbers.Real)):
+        return str(thing)
+    if isinstance(thing, Mapping):
+        named = sorted(thing.items())
+        return ", ".join(f"{output}: {_name(own)}" for output, own in named)
+    if isinstance(thing, (list, tuple)):
+        return ", ".join(map(_name, thing))
     return getattr(thing, "name", None) or getattr(
         thing, "__name__", type(thing).__name__
     )

@@ -195,8 +195,10 @@ class EarlyPhase(keras.callbacks.Callback):
 
     def check(self, logs: Mapping[str, Any] | None) -> None:
         """Notes TrF_i if the logs have crossed the threshold."""
-        value = (logs or {}).get(self.monitor)
-        if value is None or self.early_step is not None or not self.steps:
+        # Of a step that overflowed it is not finite.
+        value = (logs or {}).get(self.monitor, math.nan)
+        is_known = self.early_step is not None
+        if not math.isfinite(value) or is_known or not self.steps:
             return
         if self.crossing is None:
             self.crossing = 0.5 if self._rises else value / 2

@@ -133,14 +133,24 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
             files.check_writable(
                 "log_dir", os.path.join(self.log_dir, tags.TRAIN)
             )
+        keras.callbacks.Callback.set_model(self, model)
+        self.early_phase.set_model(model)
+        self._is_open = False
+
+    def _set_keras_up(self) -> None:
+        """Lets Keras make its files, once it is known in which directory."""
+        model = self.model
         # Keras draws graphs of Functional and Sequential models alone.
         super().set_model(model.model)
         keras.callbacks.Callback.set_model(self, model)
-        self.early_phase.set_model(model)
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        super().on_train_begin(logs)
         self._is_open = False
+
+    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
+        if not self._is_open:  # in `evaluate`
+            self._set_keras_up()
+        super().on_test_begin(logs)
 
     def on_epoch_begin(
         self, epoch: int, logs: dict[str, Any] | None = None
@@ -156,6 +166,13 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
             self._write_probe(self._step)
             self._has_to_probe_first = False
 
+    def on_train_batch_begin(
+        self, batch: int, logs: dict[str, Any] | None = None
+    ) -> None:
+        if not self._is_open:  # A loop of one's own may have no epochs.
+            self.on_epoch_begin(0)
+        super().on_train_batch_begin(batch, logs)
+
     def _open(self, epoch: int) -> None:
         """Starts a run, or goes on with one."""
         step = step_of(self.model)
@@ -166,6 +183,8 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
             self._restore(step, epoch)
         elif self._writes:
             run_directories.lock(self.log_dir)
+        self._set_keras_up()
+        super().on_train_begin()
         written = {}
         if step:
             written = event_files.hyperparameters(
@@ -192,7 +211,6 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
         if choice.directory == self.log_dir and not choice.begins_anew:
             return
         warnings.warn(choice.warning, stacklevel=2)
-        super().on_train_end()  # closes the files
         if choice.begins_anew:
             # That of the curves last, by which a run is known.
             for name in reversed(tags.SPLITS):
@@ -201,8 +219,6 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
                     lambda tag, at: not event_files.begins_run(tag),
                 )
         self.log_dir: str = choice.directory
-        self.set_model(self.model)
-        super().on_train_begin()
 
     def _restore(self, step: int, epoch: int) -> None:
         """Takes up what was written of the first `step` steps."""
@@ -301,13 +317,15 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
             self._val_writer.flush()
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        if not self._is_open:
+            return
         step = step_of(self.model)
-        if self._is_open:
-            self._write_heat_map(step, at_last=True)
-            self._write(self._session, (step, summaries.session_end()))
-            self._session.close()
-            self._end = self.log_dir, step
+        self._write_heat_map(step, at_last=True)
+        self._write(self._session, (step, summaries.session_end()))
+        self._session.close()
+        self._end = self.log_dir, step
         super().on_train_end(logs)
+        self._is_open = False
         if self._writes:
             run_directories.unlock(self.log_dir)
 

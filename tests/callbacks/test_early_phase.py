@@ -57,6 +57,15 @@ _CALLS = [
 ]
 
 
+@pytest.mark.parametrize("lost", [math.nan, math.inf])
+def test_the_loss_of_a_step_that_overflowed_is_passed_over(lost):
+    early = EarlyPhase()
+    _run(early, [(lost, [(0, 7.0)]), *_CALLS[2:3], (lost, [(4, 9.0)])])
+    assert (early.crossing, early.early_step) == (0.6, None)
+    _run(early, [(0.5, [(6, 30.0)])], start=5)
+    assert (early.early_step, early.early_trace) == (6, 30.0)
+
+
 @pytest.mark.parametrize(
     "threshold, step, trace",
     [

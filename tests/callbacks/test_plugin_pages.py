@@ -12,8 +12,10 @@ from tensorboard.util import tensor_util
 import tensorflow as tf
 import written_curves
 
+from keras_fisher import FisherModel
 from keras_fisher import FisherPenalty
 from keras_fisher._tensorboard import event_files
+from keras_fisher._tensorboard import hyperparameters
 from keras_fisher.callbacks import EarlyPhase
 from keras_fisher.callbacks import FisherTensorBoard
 from keras_fisher.callbacks import heat_map
@@ -114,6 +116,31 @@ def test_hyperparameters_are_collected_without_asking(tmp_path):
     }
     assert expected.items() <= found.items()
     np.testing.assert_allclose(found["learning_rate"], 0.1, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "loss, weights, expected",
+    [
+        (
+            {"b": "mse", "a": keras.losses.Huber()},
+            {"a": 2, "b": 0.5},
+            {"loss_function": "a: huber_loss, b: mse"}
+            | {"loss_weights": "a: 2, b: 0.5"},
+        ),
+        (["mae", None], None, {"loss_function": "mae, none"}),
+        (None, None, {"loss_function": "none"}),
+    ],
+)
+def test_hyperparameters_of_several_losses(loss, weights, expected):
+    x = keras.Input((3,))
+    outputs = {name: keras.layers.Dense(1, name=name)(x) for name in "ab"}
+    if not isinstance(loss, dict):
+        outputs = [*outputs.values()]
+    model = FisherModel(keras.Model(x, outputs), trace_every=None)
+    model.compile("sgd", loss, loss_weights=weights)
+    found = hyperparameters.of(model)
+    assert expected.items() <= found.items()
+    assert ("loss_weights" in found) == (weights is not None)
 
 
 def test_hyperparameters_of_a_plain_run(tmp_path):

@@ -254,6 +254,33 @@ def test_evaluation_alone_is_written_as_keras_does(tmp_path):
     assert len(written_curves.scalars(tmp_path / "validation", tag)) == 1
 
 
+@pytest.mark.parametrize("update_freq", ["epoch", 1])
+def test_a_loop_of_ones_own_needs_no_epochs(update_freq, tmp_path):
+    """The hooks of batches are enough, as they are for Keras's callback."""
+    for count in (6, 4):
+        model = written_curves.model()
+        board = FisherTensorBoard(
+            tmp_path, update_freq=update_freq, probe=written_curves.X
+        )
+        callbacks = keras.callbacks.CallbackList([board], model=model)
+        if count == 4:
+            model.optimizer.iterations.assign(4)  # as resumed
+        callbacks.on_train_begin()
+        for batch in range(count):
+            callbacks.on_train_batch_begin(batch)
+            logs = model.train_on_batch(
+                written_curves.X, written_curves.Y, return_dict=True
+            )
+            callbacks.on_train_batch_end(batch, logs)
+        callbacks.on_train_end()
+    curves = written_curves.read_curves(tmp_path / "train")
+    assert [at for at, _ in curves["fisher/trace"]] == [0, 2, 4, 6]
+    assert [at for at, _ in curves["fisher/probe_trace"]] == [0, 4]
+    if update_freq == 1:
+        found = written_curves.scalars(tmp_path / "train", "batch_loss")
+        assert len(found) == 10
+
+
 class Plain(keras.Model):
     """A network that nobody knows the parameters of before it is called."""
 
