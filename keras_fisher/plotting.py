@@ -4,7 +4,8 @@
 
 Each function draws into the Matplotlib axes it is given, or into those of a
 new figure, and returns them. Legends stand to the right of the axes: figures
-with several should have `layout="constrained"`, which makes room for them.
+with several should have `layout="constrained"`, which makes room for them. A
+new figure is as large as its legend needs it.
 
 Needs Matplotlib, seaborn and SciPy, which `pip install "keras_fisher[plot]"`
 brings, and raises an ImportError that says so without them.
@@ -14,13 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import math
-from types import ModuleType
 from typing import TYPE_CHECKING
 from typing import NamedTuple
 
 import numpy as np
 
-from keras_fisher._common import optional_imports
+from keras_fisher._common import axes
 from keras_fisher._tensorboard import tags
 
 if TYPE_CHECKING:
@@ -89,16 +89,17 @@ def trace(
     if smooth < 1:
         raise ValueError(f"smooth must be 1 or more. Received: {smooth!r}.")
     curves = _curves(frame, [tag])
-    ax = _axes(ax)
-    for color, (name, _, *points) in zip(_palette(len(curves)), curves):
-        _line(ax, *points, smooth=smooth, color=color, label=name)
+    is_ours = ax is None
+    ax = axes.given_or_new(ax)
+    for color, (name, _, *points) in zip(axes.palette(len(curves)), curves):
+        axes.line(ax, *points, smooth=smooth, color=color, label=name)
     # An axis without any such value cannot be logarithmic.
     if any((np.isfinite(y) & (y > 0)).any() for *_, y in curves):
         ax.set_yscale("log")
     quantity = "Tr(F)" if tag == tags.TRACE else tag
     mean = f", mean of {smooth} measurements" if smooth > 1 else ""
-    _dress(ax, xlabel=_STEP, ylabel=quantity + mean)
-    _legend(ax, ax.get_lines())
+    axes.dress(ax, xlabel=_STEP, ylabel=quantity + mean)
+    axes.legend(ax, ax.get_lines(), may_grow=is_ours)
     return ax
 
 
@@ -127,11 +128,12 @@ def penalty_ratio(
     keras_fisher.plotting.penalty_ratio(keras_fisher.logs.read("logs"))
     ```
     """
+    is_ours = ax is None
     ax = trace(frame, tag=tags.RATIO, smooth=smooth, ax=ax)
     ax.set_ylabel(ax.get_ylabel().replace(tags.RATIO, "‖∇penalty‖ / ‖∇loss‖"))
     if bound is not None:
         ax.axhline(bound, color="0.4", linestyle="--", label="bound")
-        _legend(ax, ax.get_lines())
+        axes.legend(ax, ax.get_lines(), may_grow=is_ours)
     return ax
 
 
@@ -173,8 +175,8 @@ def early_trace_against_accuracy(
     has_both = np.isfinite(x) & np.isfinite(y) & (x > 0)
     x, y = x[has_both], y[has_both]
     found = rank_correlation(x, y)
-    ax = _axes(ax)
-    ax.scatter(x, 100 * y, color=_palette(1)[0], alpha=0.8)
+    ax = axes.given_or_new(ax)
+    ax.scatter(x, 100 * y, color=axes.palette(1)[0], alpha=0.8)
     ax.set_xscale("log")
     ax.set_title(
         f"Spearman's ρ = {found.correlation:.2f}, 95 % interval "
@@ -186,7 +188,7 @@ def early_trace_against_accuracy(
     if left_out := len(runs) - found.count:
         quantity += f"\n({left_out} of {len(runs)} runs lack a value)"
     name = accuracy.replace("val_", "validation ")
-    _dress(ax, xlabel=quantity, ylabel=f"{name}, %")
+    axes.dress(ax, xlabel=quantity, ylabel=f"{name}, %")
     return ax
 
 
@@ -271,14 +273,15 @@ def memorization(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ```
     """
     curves = _curves(frame, _KINDS)
-    line = _imported("matplotlib.lines").Line2D
+    line = axes.imported("matplotlib.lines").Line2D
     names = dict.fromkeys(name for name, *_ in curves)
-    colors = dict(zip(names, _palette(len(names))))
-    ax = _axes(ax)
+    colors = dict(zip(names, axes.palette(len(names))))
+    is_ours = ax is None
+    ax = axes.given_or_new(ax)
     for name, tag, steps, values in curves:
         style, _ = _KINDS[tag]
-        _line(ax, steps, 100 * values, style, color=colors[name])
-    _dress(ax, xlabel=_STEP, ylabel="accuracy, %", ylim=(-2, 102))
+        axes.line(ax, steps, 100 * values, style, color=colors[name])
+    axes.dress(ax, xlabel=_STEP, ylabel="accuracy, %", ylim=(-2, 102))
     drawn = {tag for _, tag, *_ in curves}
     handles = [line([], [], color=colors[name], label=name) for name in names]
     handles = [] if [*names] == ["."] else handles
@@ -287,7 +290,7 @@ def memorization(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         for tag, (style, kind) in _KINDS.items()
         if tag in drawn
     ]
-    _legend(ax, handles)
+    axes.legend(ax, handles, may_grow=is_ours)
     return ax
 
 
@@ -329,8 +332,10 @@ def layer_heat_map(
             f"layer, and one or more of both. Received: {len(steps)} steps, "
             f"{len(layers)} layers, traces of shape {traces.shape}."
         )
-    matplotlib = _imported("matplotlib")
-    ax = _axes(ax, height=1.5 + 1.3 * _LABEL_HEIGHT * min(len(layers), 60))
+    matplotlib = axes.imported("matplotlib")
+    ax = axes.given_or_new(
+        ax, height=1.5 + 1.3 * _LABEL_HEIGHT * min(len(layers), 60)
+    )
     every = math.ceil(len(steps) / _MOST_COLUMNS)
     edges = _edges(steps)
     if every > 1:
@@ -342,7 +347,7 @@ def layer_heat_map(
         np.arange(len(layers) + 1) - 0.5,
         traces.T,
         cmap=matplotlib.colormaps["viridis"].with_extremes(bad="0.85"),
-        norm=_imported("matplotlib.colors").LogNorm(low, high, clip=True),
+        norm=axes.imported("matplotlib.colors").LogNorm(low, high, clip=True),
         rasterized=True,
     )
     ax.set(xlabel=_STEP, ylim=(len(layers) - 0.5, -0.5))
@@ -396,39 +401,6 @@ def trace_by_layer(
     return ax
 
 
-def _imported(name: str) -> ModuleType:
-    return optional_imports.imported(name, __name__)
-
-
-def _axes(ax: Axes | None, height: float = 4.0) -> Axes:
-    if ax is not None:
-        return ax
-    plt = _imported("matplotlib.pyplot")
-    return plt.subplots(figsize=(7, height), layout="constrained")[1]
-
-
-def _palette(count: int) -> list[tuple[float, float, float]]:
-    name = "colorblind" if count <= 10 else "viridis"  # which has no end
-    return _imported("seaborn").color_palette(name, count)
-
-
-def _dress(ax: Axes, **labels) -> None:
-    ax.set(**labels)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.grid(alpha=0.3)
-
-
-def _legend(ax: Axes, handles: Sequence) -> None:
-    """A legend beside the axes, unless it would only say `.`."""
-    if [handle.get_label() for handle in handles] != ["."]:
-        ax.legend(
-            handles=handles,
-            loc="upper left",
-            bbox_to_anchor=(1.0, 1.0),
-            frameon=False,
-        )
-
-
 def _curves(frame: pd.DataFrame, wanted) -> list[tuple]:
     """Name of the run, tag, steps and values of each curve."""
     points = frame[frame["tag"].isin([*wanted])]
@@ -449,21 +421,9 @@ def _curves(frame: pd.DataFrame, wanted) -> list[tuple]:
     ]
 
 
-def _line(ax: Axes, steps, values, *style, smooth: int = 1, **kwargs) -> None:
-    """Draws means of so many finite values, or of all; one alone as a dot."""
-    is_finite = np.isfinite(values)
-    if smooth > 1 and is_finite.any():
-        both = np.stack([steps, values])[:, is_finite]
-        count = min(smooth, both.shape[1])
-        windows = np.lib.stride_tricks.sliding_window_view(both, count, axis=1)
-        steps, values = windows.mean(axis=-1)
-    marker = "o" if np.isfinite(values).sum() == 1 else None
-    ax.plot(steps, values, *style, marker=marker, **kwargs)
-
-
 def _spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Rank correlation along the last axis; NaN where one is constant."""
-    stats = _imported("scipy.stats")
+    stats = axes.imported("scipy.stats")
     ranks = np.stack([stats.rankdata(side, axis=-1) for side in (x, y)])
     ranks -= ranks.mean(axis=-1, keepdims=True)
     squares = np.square(ranks).sum(axis=-1)

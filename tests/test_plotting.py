@@ -146,6 +146,26 @@ def test_the_legend_is_beside_the_data():
     assert not ax.get_legend().get_frame_on()
 
 
+@pytest.mark.parametrize("count, length", [(25, 5), (60, 5), (3, 90)])
+def test_a_new_figure_has_room_for_all_of_its_legend(count, length):
+    curves = [
+        (f"{k:02}" * (length // 2), "train", figures.TRACE, [0, 1], [1.0, 2.0])
+        for k in range(count)
+    ]
+    frame = figures.frame(*curves)
+    ax = plotting.trace(frame)
+    figures.save(ax)
+    legend, figure = ax.get_legend().get_window_extent(), ax.figure.bbox
+    assert len(_legend(ax)) == count
+    assert figure.x0 <= legend.x0 and legend.x1 <= figure.x1, (legend, figure)
+    assert figure.y0 <= legend.y0 and legend.y1 <= figure.y1, (legend, figure)
+    assert ax.bbox.width / ax.figure.dpi > 3
+    # Figures of other people stay as they are.
+    mine = Figure(figsize=(5, 3), layout="constrained")
+    plotting.trace(frame, ax=mine.subplots())
+    assert mine.get_size_inches().tolist() == [5, 3]
+
+
 def test_one_run_in_the_log_directory_needs_no_legend():
     run = (".", "train", figures.TRACE, [0, 1], [1.0, 2.0])
     assert plotting.trace(figures.frame(run)).get_legend() is None
