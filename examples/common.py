@@ -269,6 +269,8 @@ def replacing(path: str):
 
 def check_writable(path: str) -> None:
     """Makes the directory of a file, and ends where nothing can be written."""
+    if os.path.isdir(path):
+        sys.exit(f"{path} is a directory. Name a file.")
     directory = os.path.dirname(path) or "."
     try:
         os.makedirs(directory, exist_ok=True)

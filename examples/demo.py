@@ -173,7 +173,7 @@ def draw(frame: pd.DataFrame, noisy: pd.Series, path: str) -> None:
         title="Generalization",
         xlabel="epoch",
         ylabel="test accuracy (%)",
-        ylim=(50, 100),
+        ylim=(min(50, 100 * accuracy["value"].min() - 2), 100),
     )
     plotting.memorization(frame[is_noisy], ax=right)
     right.set_title(f"{_LABEL_NOISE:.0%} of the labels redrawn")

@@ -12,7 +12,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 from absl import app
 from absl import flags
+import common
 import matplotlib
+from pandas.api import types
 
 from keras_fisher import logs
 from keras_fisher import plotting
@@ -53,14 +55,15 @@ def figures(frame, runs) -> Iterator[tuple[str, plt.Axes]]:
         )
     if "memorization/noisy_accuracy" in tags:
         yield "memorization", plotting.memorization(frame)
-    pair = ["early_trace", _ACCURACY.value]
-    if set(pair) <= set(runs.columns) and len(runs[pair].dropna()) > 2:
+    try:
         yield (
             "early_trace",
             plotting.early_trace_against_accuracy(
                 runs, accuracy=_ACCURACY.value
             ),
         )
+    except ValueError as error:
+        print(f"No figure of TrF_i. {error}")
     by_layer = frame[frame["tag"].str.startswith("fisher/trace_by_layer/")]
     taken = set()
     for run in by_layer["run"].unique():
@@ -78,15 +81,21 @@ def main(argv: list[str]) -> None:
         frame, runs = logs.read(_LOG_DIR.value), logs.runs(_LOG_DIR.value)
     except ValueError as error:
         raise app.UsageError(str(error)) from error
-    os.makedirs(_OUTPUT_DIR.value, exist_ok=True)
+    numbers = [*filter(lambda n: types.is_numeric_dtype(runs[n]), runs)]
+    if flags.FLAGS["accuracy"].present and _ACCURACY.value not in numbers:
+        raise app.UsageError(
+            f"--accuracy={_ACCURACY.value} is no metric of the runs. They "
+            f"have: {', '.join(numbers)}."
+        )
+    path = os.path.join(_OUTPUT_DIR.value, "runs.csv")
+    common.check_writable(path)
+    runs.to_csv(path)
+    print(path)
     for name, axes in figures(frame, runs):
         path = os.path.join(_OUTPUT_DIR.value, f"{name}.png")
         axes.figure.savefig(path, dpi=120, bbox_inches="tight")
         plt.close(axes.figure)
         print(path)
-    path = os.path.join(_OUTPUT_DIR.value, "runs.csv")
-    runs.to_csv(path)
-    print(path)
 
 
 if __name__ == "__main__":

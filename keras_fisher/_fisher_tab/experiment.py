@@ -133,7 +133,11 @@ class Experiment:
             {
                 "run": run,
                 "last_step": self._ends.get(of.get(tags.TRAIN), (None,))[0],
-                "hyperparameters": given.get(of.get(tags.HPARAMS), {}),
+                "hyperparameters": {
+                    name: value
+                    for directory in sorted(of.values())
+                    for name, value in given.get(directory, {}).items()
+                },
                 "metrics": _metrics(
                     {split: last.get(name, {}) for split, name in of.items()},
                     peaks.get(of.get(tags.TRAIN)),

@@ -85,7 +85,8 @@ def add_label_noise(
     redraw_key, label_key = _keys(seed)
     labels = _labels_of(dataset, num_classes)
     _check_first_element(dataset, labels)
-    threshold = round(rate * _RESOLUTION)
+    # Which overflows in half precision.
+    threshold = round(float(rate) * _RESOLUTION)
 
     def redraw(x: Any, y: tf.Tensor, *sample_weight: tf.Tensor) -> tuple:
         tf.debugging.Assert(labels.are_valid(y), [labels.rule, "Received:", y])

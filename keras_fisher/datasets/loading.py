@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import contextlib
 import errno
 import logging
+import numbers
 import os
 import pathlib
 from types import ModuleType
@@ -99,8 +100,8 @@ def load(
         RuntimeError: If the data set cannot be downloaded or written.
         ValueError: If there is no data set or split of that name, if the
             data set has no `(input, target)` pair, if files of Fashion-MNIST
-            are damaged or some of them missing, or if `batch_size` is not
-            positive.
+            are damaged or some of them missing, if `batch_size` is not a
+            positive integer, or if `as_supervised` is not true.
 
     Example:
     ```python
@@ -108,11 +109,19 @@ def load(
     train = train.shuffle(4000).batch(128)
     ```
     """
-    if batch_size is not None and batch_size < 1:
+    is_integer = isinstance(batch_size, numbers.Integral)
+    if batch_size is not None and not (is_integer and batch_size >= 1):
         raise ValueError(
             "`batch_size` must be a positive integer, or None for single "
-            f"examples. Received: batch_size={batch_size}. Call `.batch()` on "
-            "the result for anything else."
+            f"examples. Received: batch_size={batch_size!r}. Call `.batch()` "
+            "on the result for anything else."
+        )
+    if not kwargs.pop("as_supervised", True):
+        raise ValueError(
+            "`as_supervised` must be True, since pairs `(x, y)` are what is "
+            "made ready to train on. Received: as_supervised=False. For other "
+            "features call `tfds.load`, which knows "
+            f"{_EMBEDDED_NAMES} once they were loaded here."
         )
     load_pairs = _folder_load if name == "tiny_imagenet" else _tfds_load
     datasets, info = load_pairs(

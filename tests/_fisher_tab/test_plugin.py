@@ -13,6 +13,7 @@ import pytest
 from tensorboard.backend.event_processing import data_provider
 from tensorboard.backend.event_processing import plugin_event_multiplexer
 from tensorboard.plugins import base_plugin
+from tensorboard.plugins.hparams import api as hparams
 import tensorflow as tf
 from werkzeug import test as werkzeug_test
 import written_curves
@@ -85,6 +86,9 @@ def log_dir(tmp_path_factory):
             tf.summary.scalar("fisher/trace", value, step)
     with _writer(directory / "other").as_default():
         tf.summary.scalar("loss", 1.0, 0)
+    # As `hp.hparams` leaves them: where its writer writes.
+    with _writer(directory / "foreign").as_default():
+        hparams.hparams({"lr": 0.1, "adam": True})
     (directory / "empty").mkdir()
     return directory
 
@@ -98,9 +102,9 @@ def test_rows_equal_those_of_the_library(server, log_dir):
     rows = {row["run"]: row for row in server.ask("/runs")["runs"]}
     table = keras_fisher.logs.runs(log_dir)
     assert {*rows} == {*table.index}
-    for run in ("with", _ODD.replace("/", "∕")):
+    for run in ("with", _ODD.replace("/", "∕"), "foreign"):
         expected = table.loc[run].dropna()
-        assert expected["peak_trace"] > 0
+        assert expected["lr" if run == "foreign" else "peak_trace"] > 0
         found = {**rows[run]["metrics"], **rows[run]["hyperparameters"]}
         for name, value in expected.items():
             assert found[name] == value, name

@@ -50,6 +50,15 @@ def test_rate_zero_changes_nothing(signals, rate):
     assert not is_noisy.any(), f"{is_noisy.sum()} noisy"
 
 
+def test_rates_in_half_precision_are_the_nearest_there(signals):
+    half = np.float16(0.4)
+    found = [
+        [y["label"].numpy() for _, y in add_label_noise(signals, rate, 10)]
+        for rate in (half, float(half))
+    ]
+    np.testing.assert_array_equal(*found)
+
+
 def test_rate_one_draws_every_class_equally_often_for_every_class(signals):
     noisy = add_label_noise(signals, 1, noisy_data.CLASSES)
     label, _, true = noisy_data.columns(noisy.batch(4000), batched=True)

@@ -130,13 +130,19 @@ def test_batch_size_batches_and_keeps_the_smaller_last_batch(data_dir):
     assert dataset.element_spec[0].shape.as_list() == [None, 8, 8, 1]
 
 
-@pytest.mark.parametrize("batch_size", [0, -1])
-def test_batch_size_that_is_not_positive_is_an_error(data_dir, batch_size):
-    with pytest.raises(
-        ValueError, match=r"positive integer.*Received"
-    ) as error:
+@pytest.mark.parametrize("batch_size", [0, -1, 2.5, "100"])
+def test_batch_size_that_is_no_positive_integer_is_an_error(
+    data_dir, batch_size
+):
+    with pytest.raises(ValueError, match="positive integer") as error:
         load("digits", "test", data_dir=data_dir, batch_size=batch_size)
-    assert f"batch_size={batch_size}" in str(error.value)
+    assert f"batch_size={batch_size!r}" in str(error.value)
+
+
+def test_features_that_are_no_pairs_are_refused(data_dir):
+    with pytest.raises(ValueError, match="as_supervised=False"):
+        load("digits", "test", data_dir=data_dir, as_supervised=False)
+    load("digits", "test", data_dir=data_dir, as_supervised=True)
 
 
 def test_info_tells_the_classes(data_dir):

@@ -73,6 +73,8 @@ def test_a_file_that_cannot_be_written_is_told_of_before(tmp_path):
     (tmp_path / "file").write_text("kept")
     with pytest.raises(SystemExit, match="cannot be written"):
         common.check_writable(str(tmp_path / "file" / "model.keras"))
+    with pytest.raises(SystemExit, match="is a directory"):
+        common.check_writable(str(path.parent))
 
 
 def test_held_out_examples_are_of_the_training_set():
