@@ -44,10 +44,13 @@ def rows(x: Any, begin: Any, end: Any) -> Any:
 
 def neighbours(x: Any, first: Any, size: Any) -> Any:
     """So many of dense tensors, from a position on that XLA need not know."""
+    known = None if tf.is_tensor(size) else size
 
     def some(tensor):
         rest = tensor.shape.rank - 1
-        return tf.slice(tensor, [first, *[0] * rest], [size, *[-1] * rest])
+        cut = tf.slice(tensor, [first, *[0] * rest], [size, *[-1] * rest])
+        # Layers ask for it, and a slice that begins anywhere has lost it.
+        return tf.ensure_shape(cut, [known, *tensor.shape[1:]])
 
     return apply(some, x)
 

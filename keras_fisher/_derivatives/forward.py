@@ -264,12 +264,25 @@ def _is_divisible(layer, inputs: Any, part_size: int | None) -> bool:
     """Whether parts of the inputs give what all of them give together."""
     leaves = examples_lib.tensors(inputs)
     are_dense = all(isinstance(leaf, tf.Tensor) for leaf in leaves)
-    if part_size is None or not are_dense:
+    if part_size is None or not are_dense or _has_tables(layer):
         return False
     sizes = {leaf.shape[0] for leaf in leaves}
     return (
         sizes == {None} or (len(sizes) == 1 and min(sizes) > part_size)
     ) and examples_are_independent(layer, inputs, may_draw=False)
+
+
+def _has_tables(layer) -> bool:
+    """Whether it looks things up.
+
+    Where a persistent tape sees a loop, TensorFlow asks how the gradients of
+    all that is used in it are shaped, and those of a table are not.
+    """
+    tables = keras.layers.IntegerLookup, keras.layers.StringLookup
+    return any(
+        isinstance(each, (*tables, keras.layers.TextVectorization))
+        for each in keras_layers.operations_in(layer)
+    )
 
 
 def _call_on(layer, inputs: Any, targets: list, state: list) -> Any:

@@ -55,6 +55,90 @@ def test_micro_batches_of_an_unknown_batch_size(name, mode):
     assert evaluation.relative(gradients, expected[2]) < 1e-9
 
 
+class Halves(keras.layers.Layer):
+    """Asks for the size of its inputs, and goes by it."""
+
+    def build(self, shape):
+        self.kernel = self.add_weight(shape=(shape[-1] // 2, 3))
+
+    def call(self, x):
+        count = x.shape[-1]
+        if count is None:
+            return x[:, : self.kernel.shape[0]] @ self.kernel
+        return x[:, : count // 2] @ self.kernel / count
+
+
+_ASKING = {
+    "own": ((6,), Halves),
+    "groups": ((4, 4, 4), lambda: keras.layers.GroupNormalization(2)),
+    "pooling": ((4, 4, 4), lambda: keras.layers.AdaptiveAveragePooling2D(2)),
+    "distributed": (
+        (3, 4, 4, 1),
+        lambda: keras.layers.TimeDistributed(keras.layers.Conv2D(2, 2)),
+    ),
+    "integers": (
+        (2,),
+        lambda: keras.layers.IntegerLookup(
+            vocabulary=[0, 1, 2], output_mode="multi_hot"
+        ),
+    ),
+    "words": (
+        (),
+        lambda: keras.layers.TextVectorization(
+            vocabulary=["a", "b"], output_mode="count"
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("bound", [None, 1.0])
+@pytest.mark.parametrize("name", _ASKING)
+def test_micro_batches_of_odd_batches_know_their_shapes(name, bound, jit):
+    """Ten examples in fours: the number of a batch's is not known."""
+    shape, first = _ASKING[name]
+    if jit and name in ("words", "integers"):
+        pytest.skip("XLA has no tables.")
+    random = np.random.default_rng(0)
+    x = random.integers(0, 5, [10, *shape])
+    dtype = "int64"
+    if name == "words":
+        x, dtype = np.array([*"abcdeabcde"], object)[:, None], "string"
+        shape = (1,)
+    elif name != "integers":
+        x, dtype = random.normal(size=x.shape).astype("float32"), "float32"
+
+    def weights(**compiled):
+        keras.utils.set_random_seed(0)
+        network = keras.Sequential(
+            [
+                keras.Input(shape, dtype=dtype),
+                first(),
+                keras.layers.Flatten(),
+                keras.layers.Dense(3),
+            ]
+        )
+        penalty = GradientPenalty(
+            0.1, micro_batch_size=2, bound=bound, warmup_steps=0
+        )
+        model = FisherModel(network, penalty, seed=0)
+        model.compile(
+            keras.optimizers.SGD(0.1),
+            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            **compiled,
+        )
+        inputs = tf.constant(x) if name == "words" else x
+        model.fit(inputs, np.arange(10) % 3, 4, shuffle=False, verbose=0)
+        return np.concatenate([np.ravel(w) for w in model.get_weights()])
+
+    np.testing.assert_allclose(
+        weights(jit_compile=jit),
+        weights(run_eagerly=True, jit_compile=False),
+        rtol=1e-5,
+        atol=2e-6,
+    )
+
+
 @pytest.mark.parametrize("method", ["exact", "finite_difference"])
 @pytest.mark.parametrize("mode", cases.MODES)
 @pytest.mark.parametrize("unknown", [False, True])
