@@ -40,7 +40,8 @@ _PART = flags.DEFINE_enum(
     ["signals", "images", "images_resnet"],
     "Which commands to run: on signals, or on images with SimpleCNN or with a "
     "small ResNet, which has batch normalization. Tables and figures of the "
-    "latter two begin with the name of the part, on the page and next to it.",
+    "latter two begin with the name of the part, on the page and next to it. "
+    "Their runs are kept there as well, in `runs`.",
 )
 _PROCESSES = flags.DEFINE_integer(
     "processes", 2, "Processes that share the runs, one a core at most.", 1
@@ -143,7 +144,13 @@ def names(commands: tuple[tuple[str, ...], ...] = COMMANDS) -> list[str]:
 def update(
     page: pathlib.Path, output_dir: pathlib.Path, part: str = "signals"
 ) -> None:
-    """Puts what has been found into a page, and next to it."""
+    """Puts what has been found into a page, and next to it.
+
+    Args:
+        page: The Markdown file.
+        output_dir: Where the scripts have written.
+        part: One of `PARTS`.
+    """
     prefix = "" if part == "signals" else f"{part}_"
     text = page.read_text(encoding="utf-8")
     directory = page.with_suffix("")
@@ -162,6 +169,11 @@ def update(
         )
         for path in output_dir.glob(f"{name}.*"):
             shutil.copy(path, directory / f"{prefix}{path.name}")
+    if part != "signals":
+        # Hours each: to be gone on from on another machine.
+        (directory / "runs").mkdir(exist_ok=True)
+        for path in (output_dir / "runs").glob("*.json"):
+            shutil.copy(path, directory / "runs")
     page.write_text(text, encoding="utf-8")
 
 

@@ -168,8 +168,21 @@ def test_tables_of_images_do_not_replace_those_of_signals(tmp_path):
     reproduce.update(page, results, "images")
     begin = "<!-- begin images_label_noise -->\n"
     assert page.read_text() == text.replace(begin, f"{begin}\n| 1 |\n\n")
-    [copy] = (tmp_path / "page").iterdir()
+    [copy] = (tmp_path / "page").glob("*.*")
     assert copy.name == "images_label_noise.md"
+
+
+def test_runs_on_images_are_kept_next_to_the_page(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("")
+    (tmp_path / "results" / "runs").mkdir(parents=True)
+    for name in ("a.json", "a.lock", "a.keras", "b-curvature.json"):
+        (tmp_path / "results" / "runs" / name).write_text(name)
+    reproduce.update(page, tmp_path / "results")
+    assert not (tmp_path / "page" / "runs").exists()
+    reproduce.update(page, tmp_path / "results", "images_resnet")
+    kept = {path.name for path in (tmp_path / "page" / "runs").iterdir()}
+    assert kept == {"a.json", "b-curvature.json"}
 
 
 def test_the_time_of_all_runs_is_added_up(tmp_path):
