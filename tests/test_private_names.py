@@ -49,6 +49,24 @@ def test_fit_begins_at_an_epoch_that_a_callback_leaves():
     assert training.fit(model, epochs=3).epoch == [2]
 
 
+def test_an_epoch_ends_with_what_metrics_say_now():
+    method = "_get_metrics_result_or_logs"
+    model = training.compiled(training.network())
+    logs = training.fit(model, epochs=1).history
+    assert getattr(model, method)({"loss": 7.0}).keys() == {"loss"}
+    assert getattr(model, method)(dict.fromkeys(logs, 7.0)) == {
+        name: values[-1] for name, values in logs.items()
+    }
+    trainer = inspect.getsource(inspect.getmodule(keras.Model.fit))
+    assert trainer.count(f"{method}(logs)") == 2
+
+
+def test_variables_of_a_traced_first_call_have_no_value():
+    assert keras.Variable(1.0)._value is not None
+    with keras.StatelessScope():
+        assert keras.Variable(lambda *args, **_: 1.0, ())._value is None
+
+
 def test_metrics_of_a_model_are_its_attributes_alone():
     class Network(keras.Sequential):
         def __init__(self):

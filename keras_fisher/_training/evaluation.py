@@ -23,6 +23,7 @@ from keras_fisher._training import model_checks
 from keras_fisher._training import replicas
 from keras_fisher._training.memorization import MemorizationAccuracy
 from keras_fisher._training.raw_data import RawData
+from keras_fisher._training.state import LOGGED
 
 
 class Evaluation(RawData):
@@ -97,6 +98,24 @@ class Evaluation(RawData):
         # have no result: what it returns stands.
         has_all = all(getattr(m, "built", True) for m in self.metrics)
         return self.model.get_metrics_result() if has_all else {}
+
+    def _get_metrics_result_or_logs(self, logs):
+        # Logs of a step are means over replicas. As an epoch ends, Keras asks
+        # the metrics, which have added up what all have seen, if nothing else
+        # is in the logs; and here what is ours is.
+        if not isinstance(logs, dict):
+            return logs
+        counted, memorized = self.get_metrics_result(), self._memorization
+        all_counted = {**counted, **memorized.result()}
+        if counted.keys() - logs.keys() or logs.keys() - {
+            *all_counted,
+            *LOGGED,
+        }:
+            return logs
+        return {
+            name: value if name in LOGGED else all_counted[name]
+            for name, value in logs.items()
+        }
 
     def reset_metrics(self):
         if self._is_evaluating:

@@ -75,6 +75,10 @@ class MemorizationAccuracy:
             self._means[name].update_state(correct, sample_weight=weight)
         return {name: self._means[name].result() for name in updates}
 
+    def result(self) -> dict[str, tf.Tensor]:
+        """All accuracies so far, by name."""
+        return {name: mean.result() for name, mean in self._means.items()}
+
     def reset_state(self) -> None:
         for mean in self._means.values():
             mean.reset_state()

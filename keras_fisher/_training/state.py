@@ -13,6 +13,12 @@ from keras_fisher._training.measurements import NOTHING
 from keras_fisher._training.measurements import Observed
 from keras_fisher._training.measurements import is_something
 
+# What it, and a moving α, have in the logs.
+LOGGED = (
+    *("fisher_trace", "fisher_penalty", "fisher_nonfinite", "fisher_ratio"),
+    "fisher_alpha",
+)
+
 
 def _quantize_nothing(*args, **kwargs) -> None:
     """In place of `quantize`: there is nothing to compute with."""

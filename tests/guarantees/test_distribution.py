@@ -261,6 +261,25 @@ def one_overflows(dtype):
     }
 
 
+def counted():
+    """The logs of an epoch that learns nothing, and of its validation."""
+    x, labels, flags = _X[:13], _Y[:13], np.arange(13) % 3 == 0
+    y = {
+        "label": np.where(flags, (labels + 1) % 3, labels),
+        "is_noisy": flags,
+        "true_label": labels,
+    }
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(6)
+    model = FisherModel(training.dense_network(6, seed=1), trace_every=1)
+    _compiled(model, 0.0)
+    logs = model.fit(data, validation_data=data, verbose=0).history
+    return {
+        name: values
+        for name, values in logs.items()
+        if not name.startswith("fisher")
+    }
+
+
 def of_unknown_length():
     """Steps and seeds that two epochs of three batches have taken."""
     data = tf.data.Dataset.from_tensor_slices((_X, _Y)).batch(16).take(3)
@@ -361,6 +380,20 @@ def test_a_penalty_that_one_replica_loses_does_not_reach_the_weights():
     assert single["moved"] and np.isnan(single["loss"]).all()
     assert not half["moved"] and half["scale"] == 2.0**14, half
     assert np.isfinite(half["loss"]).all()
+
+
+def test_logs_of_an_epoch_count_each_example_once():
+    """Replicas have three, three, and one or none of the examples."""
+    [[found]] = _results("replicas", 2, ("counted",))
+    expected = counted()
+    assert found.keys() == expected.keys()
+    assert {"loss", "accuracy", "noisy_accuracy", "val_loss"} <= found.keys()
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-6, err_msg=name)
+        if not name.startswith("val_"):  # nothing is learned in between
+            np.testing.assert_allclose(
+                values, expected[f"val_{name}"], rtol=1e-6, err_msg=name
+            )
 
 
 def test_replicas_count_no_step_where_data_of_unknown_length_end():
