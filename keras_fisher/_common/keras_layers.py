@@ -15,6 +15,11 @@ def values_of(variables) -> list:
     return [variable.value for variable in variables]
 
 
+def have_values(variables) -> bool:
+    """Whether there are any yet: Keras traces a first call without them."""
+    return all(variable._value is not None for variable in variables)
+
+
 def snapshot(layer: keras.layers.Layer) -> list[tuple]:
     """The values now of all that a call may change.
 

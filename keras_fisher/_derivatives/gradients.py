@@ -266,8 +266,9 @@ def _loop(function, begin: int, end, step, sums: list) -> list:
         lambda begin, *_: begin < end,
         lambda begin, *sums: (begin + step, *_add(sums, function(begin))),
         [tf.constant(begin), *sums],
-        # XLA sizes the memory of the second derivative by it.
-        maximum_iterations=(end - begin + step - 1) // step,
+        # XLA sizes the memory of the second derivative by it, and fails at
+        # nothing.
+        maximum_iterations=tf.maximum(1, (end - begin + step - 1) // step),
         # One micro-batch's activations in memory at a time.
         parallel_iterations=1,
     )

@@ -192,7 +192,12 @@ class FisherRegularization(ReadOnce, keras.layers.Wrapper):
         return self.layer.compute_output_shape(input_shape)
 
     def call(self, inputs, training=None):
-        if not training or not self.layer.trainable_variables:
+        variables = self.layer.trainable_variables
+        if (
+            not training
+            or not variables
+            or not keras_layers.have_values(variables)
+        ):
             return self.layer(inputs, training=training)
         if self.penalty.stores_gradient:  # of what was unfrozen since, too
             self.state.create_gradients(self.layer)
@@ -202,7 +207,7 @@ class FisherRegularization(ReadOnce, keras.layers.Wrapper):
                 inputs = examples_lib.apply(_identity, inputs)
         tape = tf.GradientTape(persistent=True, watch_accessed_variables=False)
         with tape:
-            for variable in self.layer.trainable_variables:
+            for variable in variables:
                 tape.watch(variable.value)
             for leaf in keras.tree.flatten(inputs):
                 if is_differentiable(leaf):

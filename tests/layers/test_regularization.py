@@ -231,6 +231,44 @@ def test_two_and_two_epochs_through_a_file_equal_four(every, tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
+@keras.saving.register_keras_serializable()
+class Subclassed(keras.Model):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.first = keras.layers.Dense(4, activation="tanh")
+        self.last = FisherRegularization(keras.layers.Dense(3), seed=0)
+
+    def call(self, x, training=None):
+        return self.last(self.first(x), training=training)
+
+
+def test_a_subclassed_model_that_fit_has_built_is_loaded(tmp_path):
+    model = Subclassed()
+    logs = _fit(model)
+    assert min(logs["fisher_trace"]) > 0
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(
+        loaded.predict(_X, verbose=0), model.predict(_X, verbose=0)
+    )
+
+
+def test_a_last_batch_of_one_micro_batch_trains_under_xla():
+    """Its number of examples is not known when the step is compiled."""
+
+    def weights(**options):
+        penalty = FisherPenalty(0.3, micro_batch_size=4, bound=None)
+        network = training.network(dropout=False)
+        model = _regularized(network, penalty, seed=4)
+        model.compile(keras.optimizers.SGD(0.1), training.LOSS, **options)
+        model.fit(_X[:11], _Y[:11], batch_size=8, shuffle=False, verbose=0)
+        return np.concatenate([np.ravel(w) for w in network.get_weights()])
+
+    np.testing.assert_allclose(
+        weights(jit_compile=True), weights(jit_compile=False), atol=1e-4
+    )
+
+
 def test_config_round_trip():
     layer = FisherRegularization(
         keras.layers.Dense(1),
