@@ -7,10 +7,12 @@ import contextlib
 import dataclasses
 import functools
 import json
+import math
 import os
 import sys
 import tempfile
 
+from absl import flags
 import keras
 import numpy as np
 import tensorflow as tf
@@ -265,6 +267,14 @@ def replacing(path: str):
     temporary = os.path.join(directory, f"writing-{os.getpid()}-{name}")
     yield temporary
     os.replace(temporary, path)
+
+
+def check_finite_flags() -> None:
+    """Ends where a flag is no number, which absl's bounds let through."""
+    for name in flags.FLAGS:
+        value = flags.FLAGS[name].value
+        if isinstance(value, float) and not math.isfinite(value):
+            sys.exit(f"--{name}={value} is no finite number.")
 
 
 def check_writable(path: str) -> None:

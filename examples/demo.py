@@ -187,6 +187,7 @@ def draw(frame: pd.DataFrame, noisy: pd.Series, path: str) -> None:
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"Unknown arguments: {argv[1:]}. See --help.")
+    common.check_finite_flags()
     # Each demo has logs of its own.
     log_dir = os.path.join(
         _OUTPUT_DIR.value, "logs", time.strftime("%Y%m%d-%H%M%S")

@@ -383,6 +383,7 @@ def print_table(table: pd.DataFrame) -> None:
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"Unknown arguments: {argv[1:]}. See --help.")
+    common.check_finite_flags()
     default = os.path.splitext(_MODEL.value)[0] + "_trace_by_layer.png"
     output = _OUTPUT.value or default
     model = load_model(_MODEL.value)

@@ -8,6 +8,7 @@ tensorboard --logdir=logs
 from __future__ import annotations
 
 import os
+import re
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -129,10 +130,24 @@ _SAVE = flags.DEFINE_string(
     "not saved without.",
 )
 
+
+def _is_regular_expression(pattern: str) -> bool:
+    try:
+        re.compile(pattern)
+    except re.error:
+        return False
+    return True
+
+
 flags.register_validator(
     "save",
     lambda path: path is None or path.endswith(".keras"),
     "--save must end in .keras.",
+)
+flags.register_validator(
+    "exclude",
+    lambda patterns: all(map(_is_regular_expression, patterns)),
+    "--exclude must be a regular expression, as dense/kernel or bias$.",
 )
 flags.register_validator(
     "fraction",
@@ -243,7 +258,11 @@ def callbacks(data: common.Data) -> list[keras.callbacks.Callback]:
 
 def trained() -> keras_fisher.FisherModel:
     """The model of `compiled_model`, trained; prints what came of it."""
-    if _SAVE.value:  # rather than after all of the training
+    # Rather than after all of the training.
+    common.check_finite_flags()
+    for directory in filter(None, (_LOG_DIR.value, _BACKUP_DIR.value)):
+        common.check_writable(os.path.join(directory, "file"))
+    if _SAVE.value:
         common.check_writable(_SAVE.value)
     strategy = common.strategy(_STRATEGY.value, _CPU_DEVICES.value)
     keras.utils.set_random_seed(_SEED.value)

@@ -114,6 +114,7 @@ class Run:
 
 def from_flags(**values) -> Run:
     """The run that the flags describe, with some fields given."""
+    common.check_finite_flags()
     described = dict(
         dataset=settings.DATASET.value,
         model=settings.MODEL.value,

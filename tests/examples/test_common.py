@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 
+from absl import flags
 import common
 import keras
 import numpy as np
@@ -64,6 +66,18 @@ def test_networks_and_data_that_do_not_fit_end_the_script_with_one_message():
     with pytest.raises(SystemExit, match="shifts and flips") as error:
         common.load_data("mnist1d", 64, augment=True)
     assert "mnist1d has none" in error.value.code, error.value.code
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_flag_that_is_no_finite_number_ends_the_script(value, monkeypatch):
+    values = flags.FlagValues()
+    flags.DEFINE_float("rate", 1.0, "A rate.", flag_values=values)
+    flags.DEFINE_string("name", "nan", "A name.", flag_values=values)
+    monkeypatch.setattr(flags, "FLAGS", values)
+    common.check_finite_flags()
+    values["rate"].value = value
+    with pytest.raises(SystemExit, match=f"--rate={value}"):
+        common.check_finite_flags()
 
 
 def test_a_file_that_cannot_be_written_is_told_of_before(tmp_path):

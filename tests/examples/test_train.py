@@ -45,6 +45,26 @@ def test_train_writes_the_trace_at_its_true_steps(data_dir, tmp_path):
     assert steps == [0, 4, 8, 10, 12, 16, 20]  # of 11 a pass, 22 in all
 
 
+@pytest.mark.parametrize(
+    "flag, said",
+    [
+        ("--learning_rate=nan", "--learning_rate=nan is no finite number"),
+        pytest.param(
+            "--exclude=(", "regular expression", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            "--log_dir=/dev/null/logs",
+            "cannot be written",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_bad_values_are_told_in_one_line(flag, said, data_dir):
+    result = scripts.run("train.py", flag, data_dir=data_dir)
+    assert result.returncode == 1
+    assert said in result.stderr and "Traceback" not in result.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("flag", ["--steps_per_execution=2", "--jit=true"])
 def test_what_replicas_cannot_do_is_refused(flag, data_dir):
