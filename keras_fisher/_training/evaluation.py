@@ -105,15 +105,13 @@ class Evaluation(RawData):
         # is in the logs; and here what is ours is.
         if not isinstance(logs, dict):
             return logs
-        counted, memorized = self.get_metrics_result(), self._memorization
-        all_counted = {**counted, **memorized.result()}
-        if counted.keys() - logs.keys() or logs.keys() - {
-            *all_counted,
-            *LOGGED,
-        }:
+        counted = self.get_metrics_result()
+        ours = {**self._memorization.result(), **dict.fromkeys(LOGGED)}
+        if counted.keys() - logs.keys() or logs.keys() - {*counted, *ours}:
             return logs
+        known = {**ours, **counted}
         return {
-            name: value if name in LOGGED else all_counted[name]
+            name: value if name in LOGGED else known[name]
             for name, value in logs.items()
         }
 
