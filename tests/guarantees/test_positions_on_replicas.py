@@ -133,7 +133,7 @@ def _by_hand(name, replicas, count=_BATCH):
                 total += 0.0 if name == "measured" else part
             trace += float(norm) * len(labels) * share
             value += float(part)
-            mean += float(loss) / replicas  # as Keras reduces logs
+            mean += float(loss) * share  # as Keras counts it
             gradients = tape.gradient(total, variables)
             sums = [a + b for a, b in zip(sums, gradients)]
         for variable, gradient in zip(variables, sums):
