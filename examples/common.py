@@ -101,9 +101,7 @@ def load_data(
         add_noise = keras_fisher.datasets.add_label_noise
         train = add_noise(train, label_noise, classes, seed)
         test = add_noise(test, label_noise, classes, seed) if holdout else test
-    if name in _NORMALIZED:
-        train = keras_fisher.datasets.normalize(train, name)
-        test = keras_fisher.datasets.normalize(test, name)
+    train, test = normalized(train, name), normalized(test, name)
     if (count := int(train.cardinality())) < batch_size:
         sys.exit(
             f"There are {count} examples to train on, fewer than make one "
@@ -179,6 +177,13 @@ def loaded(name: str, split):
         return keras_fisher.datasets.load(name, split, with_info=True)
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         sys.exit(str(error))
+
+
+def normalized(dataset: tf.data.Dataset, name: str) -> tf.data.Dataset:
+    """Images as networks of `train.py` take them, if there is a usual way."""
+    if name not in _NORMALIZED:
+        return dataset
+    return keras_fisher.datasets.normalize(dataset, name)
 
 
 def _cached(dataset: tf.data.Dataset) -> tf.data.Dataset:

@@ -41,6 +41,12 @@ _DATASET = flags.DEFINE_string(
 _SPLIT = flags.DEFINE_string(
     "split", "test", "Part of the data set, for example train[:1000]."
 )
+_NORMALIZE = flags.DEFINE_boolean(
+    "normalize",
+    True,
+    "Whether the model takes images of cifar10, cifar100, fashion_mnist and "
+    "tiny_imagenet as train.py gives them, or with values from 0 to 1.",
+)
 _BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", 128, "Examples computed at once.", 1
 )
@@ -147,6 +153,8 @@ def load_data() -> tuple[tf.data.Dataset, int | None]:
             f"{error}"
         )
     label = dict(info.features).get("label")
+    if _NORMALIZE.value:
+        data = common.normalized(data, _DATASET.value)
     return data, getattr(label, "num_classes", None)
 
 

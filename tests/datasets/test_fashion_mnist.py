@@ -4,6 +4,7 @@ import gzip
 import shutil
 import struct
 
+import idx_files
 import numpy as np
 import pytest
 import requests
@@ -13,8 +14,6 @@ import tensorflow_datasets as tfds
 from keras_fisher.datasets import fashion_mnist
 from keras_fisher.datasets import load
 from keras_fisher.datasets import normalize
-
-_SIZES = {"train": 12, "t10k": 5}
 
 needs_package = pytest.mark.skipif(
     not fashion_mnist.SYSTEM_FOLDER.is_dir(),
@@ -37,23 +36,9 @@ def no_package(monkeypatch, tmp_path):
 
 @pytest.fixture
 def folder(tmp_path, no_package):
-    """Four small files, compressed as the published ones are."""
     folder = tmp_path / "files"
-    folder.mkdir()
-    generator = np.random.default_rng(0)
-    for prefix, size in _SIZES.items():
-        images = generator.integers(0, 256, (size, 28, 28), np.uint8)
-        labels = generator.integers(0, 10, size, np.uint8)
-        images[0, 0, :2] = 0, 255
-        _write(folder / f"{prefix}-images-idx3-ubyte.gz", images)
-        _write(folder / f"{prefix}-labels-idx1-ubyte.gz", labels)
+    idx_files.write(folder)
     return folder
-
-
-def _write(path, array):
-    """Writes an IDX file of bytes."""
-    header = struct.pack(f">4B{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
-    path.write_bytes(gzip.compress(header + array.tobytes()))
 
 
 def _content(folder, prefix):
@@ -84,7 +69,7 @@ def _assert_same(dataset, images, labels):
 def test_local_files_are_prepared_once_and_read_again(
     folder, tmp_path, compressed
 ):
-    expected = {prefix: _content(folder, prefix) for prefix in _SIZES}
+    expected = {prefix: _content(folder, prefix) for prefix in idx_files.SIZES}
     if not compressed:
         for path in [*folder.iterdir()]:
             path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
@@ -205,7 +190,7 @@ def test_damaged_file_is_an_error_that_names_it(
     ],
 )
 def test_other_pictures_are_an_error(folder, tmp_path, suffix, array):
-    _write(folder / f"train-{suffix}-ubyte.gz", array)
+    idx_files.write_array(folder / f"train-{suffix}-ubyte.gz", array)
     with pytest.raises(ValueError, match=r"28x28.*below 10.*Received") as error:
         load("fashion_mnist", data_dir=tmp_path, manual_dir=folder)
     assert str(folder) in str(error.value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import idx_files
 import keras
 from matplotlib import colors
 from matplotlib import image
@@ -120,6 +121,43 @@ def test_measure_agrees_with_the_library(data_dir, tmp_path):
         model, data, by="layer", num_probes=16, seed=3
     )
     _assert_bars(figure, np.abs([*hessian.values()]), "tab:orange")
+
+
+@pytest.mark.parametrize("normalizes", [True, False])
+def test_measure_gives_images_as_train_gives_them(normalizes, tmp_path):
+    idx_files.write(tmp_path / "downloads" / "manual")
+    model = keras.Sequential(
+        [
+            keras.Input((28, 28, 1)),
+            keras.layers.Flatten(),
+            keras.layers.Dense(10),
+        ]
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("sgd", loss)
+    model.save(tmp_path / "net.keras")
+    result = scripts.run(
+        "measure.py",
+        f"--model={tmp_path}/net.keras",
+        "--dataset=fashion_mnist",
+        "--estimator=exact",
+        "--nohessian",
+        *([] if normalizes else ["--nonormalize"]),
+        data_dir=tmp_path,
+    )
+    assert result.returncode == 0, result.stderr
+
+    data = keras_fisher.datasets.load(
+        "fashion_mnist", "test", data_dir=tmp_path
+    )
+    if normalizes:
+        data = data.map(lambda x, y: ((x - 0.2860) / 0.3530, y))
+    expected = keras_fisher.fisher_trace(
+        model, data.batch(8), estimator="exact"
+    )
+    assert _printed_table(result.stdout)[-1][2] == pytest.approx(
+        expected, rel=1e-4
+    )
 
 
 @pytest.mark.slow
