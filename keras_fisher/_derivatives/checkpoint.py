@@ -19,6 +19,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from keras_fisher._derivatives import custom_gradients
 from keras_fisher._derivatives import gradients as gradients_lib
 from keras_fisher._derivatives import second_derivatives
 
@@ -45,7 +46,7 @@ def checkpoint(
         return function([])
     told = []
 
-    @tf.custom_gradient
+    @custom_gradients.custom_gradient
     def keeping_nothing(*tensors):
         outputs, more = function(_apart(tensors, after))
         told.append(more)

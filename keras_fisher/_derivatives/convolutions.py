@@ -17,6 +17,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from keras_fisher._derivatives import custom_gradients
+
 _PADDINGS = ("SAME", "VALID")
 _DTYPES = (tf.float32, tf.float64)
 _tensorflows_own = tf.nn.convolution
@@ -78,7 +80,7 @@ def _padded_convolution(x, w, paddings: list[_Axis]):
 def _convolve(x: tf.Tensor, w: tf.Tensor, paddings: list[_Axis]) -> tf.Tensor:
     """The convolution of both, of shape `(batch, height, width, channels)`."""
 
-    @tf.custom_gradient
+    @custom_gradients.custom_gradient
     def convolved(x, w):
         def backward(above):
             return (
@@ -94,7 +96,7 @@ def _convolve(x: tf.Tensor, w: tf.Tensor, paddings: list[_Axis]) -> tf.Tensor:
 def _correlate(x, above, shape, paddings: list[_Axis]) -> tf.Tensor:
     """The gradient of ⟨above, x * w⟩ at w, which has this shape."""
 
-    @tf.custom_gradient
+    @custom_gradients.custom_gradient
     def correlated(x, above):
         def backward(direction):
             return (

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_fisher._common import dtypes
+from keras_fisher._derivatives import custom_gradients
 from keras_fisher._derivatives import loss_scale
 
 # XLA's convolutions on CPUs are much slower in a loop.
@@ -128,7 +129,7 @@ def _factors(gradient: tf.Tensor | None) -> tuple | None:
     return x, above
 
 
-@tf.custom_gradient
+@custom_gradients.custom_gradient
 def _norm_of_product(x: tf.Tensor, above: tf.Tensor):
     """‖xᵀδ‖², with the products that the derivative shares."""
     of_x = tf.matmul(x, x, transpose_b=True)
@@ -325,7 +326,7 @@ def with_gradient(
         if g is not None
     ]
 
-    @tf.custom_gradient
+    @custom_gradients.custom_gradient
     def attach(value, *tensors):
         def backward(upstream):
             when_used()

@@ -12,6 +12,8 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+from keras_fisher._derivatives import custom_gradients
+
 
 def linear(function: Callable[[tf.Tensor], tf.Tensor]) -> Callable:
     """A linear function of a tensor, with derivatives of any order.
@@ -20,14 +22,14 @@ def linear(function: Callable[[tf.Tensor], tf.Tensor]) -> Callable:
         function: Linear, with a first derivative in TensorFlow.
     """
 
-    @tf.custom_gradient
+    @custom_gradients.custom_gradient
     def applied(x):
         def backward(above):
             return _transposed(x, above)
 
         return function(x), backward
 
-    @tf.custom_gradient
+    @custom_gradients.custom_gradient
     def _transposed(x, above):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             # Only its shape counts.

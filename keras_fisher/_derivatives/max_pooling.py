@@ -21,6 +21,8 @@ import itertools
 import numpy as np
 import tensorflow as tf
 
+from keras_fisher._derivatives import custom_gradients
+
 
 def exact(own: Callable) -> Callable:
     """One of `tf.nn.max_pool` and its likes, with another second derivative."""
@@ -79,7 +81,7 @@ def exact_for_xla(own: Callable) -> Callable:
     """The same, with a gradient that is made of operations XLA has."""
 
     def pooled(pool, x, window, steps, padding):
-        @tf.custom_gradient
+        @custom_gradients.custom_gradient
         def function(x):
             def backward(above):
                 paddings = _paddings(padding, _shape(x), window, steps)
