@@ -87,28 +87,31 @@ def is_known(operation: keras.Operation) -> bool:
     What is inside of it (the layers of a model, a wrapped layer, an activation
     that is a layer) counts by itself.
     """
-    if not keras_layers.is_keras_own(keras_layers.unwrapped(operation)):
+    if only_contains(operation):
+        return True
+    if not keras_layers.is_keras_own(operation):
         return False
     if not isinstance(operation, keras.layers.Layer):
         return type(operation).__name__.lower() in _OPERATIONS
     if getattr(operation, "quantization_mode", None) is not None:
         return False
     name = type(operation).__name__
-    return (
-        only_contains(operation)
-        or name in _CONSTANT_LAYERS
-        or (name in _LAYERS and not any(functions_of_others(operation)))
+    return name in _CONSTANT_LAYERS or (
+        name in _LAYERS and not any(functions_of_others(operation))
     )
 
 
 def only_contains(operation: keras.Operation) -> bool:
-    """Whether it does nothing but to call what is in it."""
-    is_own = keras_layers.is_keras_own(operation)
-    is_model = isinstance(operation, (keras.Sequential, _functional()))
-    return (
-        (is_own and is_model)
-        or keras_layers.unwrapped(operation) is not operation
-        or isinstance(operation, keras.layers.InputLayer)
+    """Whether it does nothing but to call what is in it.
+
+    As do functional models whose classes are other people's, as KerasHub's.
+    """
+    for cls in (keras.Sequential, _functional()):
+        if isinstance(operation, cls):
+            own = vars(operation).get("call")  # that a user has set
+            return own is None and type(operation).call is cls.call
+    return keras_layers.unwrapped(operation) is not operation or isinstance(
+        operation, keras.layers.InputLayer
     )
 
 

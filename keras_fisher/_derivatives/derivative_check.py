@@ -15,10 +15,14 @@ have to fail.
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
 from collections.abc import Sequence
 import contextlib
 import dataclasses
+import json
 from typing import Any
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -26,6 +30,7 @@ import tensorflow as tf
 
 from keras_fisher._common import examples as examples_lib
 from keras_fisher._common import keras_layers
+from keras_fisher._derivatives import catalogue
 from keras_fisher._derivatives import gradients as gradients_lib
 from keras_fisher._derivatives import second_derivatives
 
@@ -69,6 +74,7 @@ def check(
     chosen: Sequence[keras.Operation],
     training: bool = True,
     examples: int | None = None,
+    repeats: bool = True,
 ) -> list[LayerDerivatives]:
     """Compares the second derivatives of some layers in a model.
 
@@ -81,6 +87,8 @@ def check(
         training: The mode of the call.
         examples: How many of the first examples to use; None for all. A
             model that does not take so few, as of a fixed size, gets all.
+        repeats: Whether to look at a layer that does the same as one before,
+            as each block of a transformer does.
 
     Returns:
         One entry for each of `chosen` that is called and through which a
@@ -93,10 +101,16 @@ def check(
     except Exception:  # Of whatever the model is made of.
         calls = _recorded_calls(layer, x, chosen, training)
     found: dict[int, LayerDerivatives] = {}
+    kinds = set()
     for call in calls:
         key = id(call.operation)
         if key in found and found[key].verdict != "exact":
             continue  # A layer that is shared fails if any of its calls does.
+        if not repeats:
+            kind = call.kind()
+            if kind in kinds:
+                continue
+            kinds.add(kind)
         sources = call.sources()
         if sources:
             function = _function_of(call, state)
@@ -141,6 +155,26 @@ class _Call:
             *(tf.convert_to_tensor(v.value) for v in self.variables),
         ]
 
+    def kind(self) -> Any:
+        """What is the same for calls that do the same."""
+        try:
+            config = keras.saving.serialize_keras_object(self.operation)
+            text = json.dumps(_without_names(config), default=id)
+        except Exception:  # Layers of other people's, which need have none.
+            return id(self.operation)
+        own = vars(self.operation).get("call")  # that a user has set
+        functions = own, *catalogue.functions_in(self.operation)
+        leaves = keras.tree.flatten(self.arguments)
+        return (
+            text,
+            tuple(map(id, functions)),
+            tuple(
+                (leaf.shape, leaf.dtype) if tf.is_tensor(leaf) else repr(leaf)
+                for leaf in leaves
+            ),
+            tuple(self.moving),
+        )
+
     def __call__(self, values: Sequence[tf.Tensor]) -> Any:
         given = iter(values)
         leaves = [
@@ -153,6 +187,19 @@ class _Call:
         return self.operation(*args, **kwargs)
 
 
+def _without_names(config: Any) -> Any:
+    """What `get_config` says, but for what layers are called."""
+    if isinstance(config, dict):
+        return {
+            key: _without_names(value)
+            for key, value in config.items()
+            if key != "name"
+        }
+    if isinstance(config, list | tuple):
+        return [*map(_without_names, config)]
+    return config
+
+
 def _recorded_calls(layer, x, chosen, training) -> list[_Call]:
     variables = [v.value for v in layer.trainable_variables]
     calls: list[tuple] = []
@@ -163,13 +210,19 @@ def _recorded_calls(layer, x, chosen, training) -> list[_Call]:
                 stack.enter_context(_spied_on(operation, calls))
             layer(x, training=training)
 
+    # What moves with a variable, so far: no tape is gone back twice.
+    known = [*variables]
+
     def depends(leaf) -> bool:
         if isinstance(leaf, keras.Variable):
             return any(leaf is v for v in layer.trainable_variables)
         if not _is_floating(leaf):
             return False
-        found = tape.gradient(leaf, variables)
-        return any(gradient is not None for gradient in found)
+        found = tape.gradient(leaf, known)
+        moves = any(gradient is not None for gradient in found)
+        if moves:
+            known.append(leaf)
+        return moves
 
     return [
         _Call(
@@ -238,6 +291,7 @@ class _Gradient:
         outputs = function(at)
         self.u = [self.normal(y) for y in outputs]
         self.z = [self.normal(t) for t in at]
+        self._fast_along_z = self._traced()
 
     def normal(self, like: tf.Tensor) -> tf.Tensor:
         return tf.constant(self._random.normal(size=like.shape), like.dtype)
@@ -252,12 +306,23 @@ class _Gradient:
         )
         return _inner(self.z, gradients)
 
+    def _traced(self) -> Callable:
+        """`along_z` as a graph, which is many times as fast, if it can be."""
+        traced = tf.function(self.along_z, autograph=False)
+        try:
+            traced(self.at, self.u)
+        except Exception:  # Whatever a layer does that graphs do not.
+            return self.along_z
+        return traced
+
     def noise(self) -> float:
         """How far rounding moves ⟨z, G⟩, about."""
         unit = max(np.finfo(t.dtype.as_numpy_dtype).eps for t in self.at)
         nearby = [t + tf.cast(unit, t.dtype) * t for t in self.at]
-        change = self.along_z(nearby, self.u) - self.along_z(self.at, self.u)
-        return float(4 * unit * self._size() + 4 * abs(change))
+        here, there = (
+            self._fast_along_z(at, self.u) for at in (self.at, nearby)
+        )
+        return float(4 * unit * self._size() + 4 * abs(there - here))
 
     def _size(self) -> float:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -291,38 +356,43 @@ class _Gradient:
     def difference(self, moved: list, share: float = 1.0) -> float:
         """Of ⟨z, G⟩ along a direction of θ, a share of the way."""
         ahead, behind = (
-            self.along_z([t + s * m for t, m in zip(self.at, moved)], self.u)
+            self._fast_along_z(
+                [t + s * m for t, m in zip(self.at, moved)], self.u
+            )
             for s in (share, -share)
         )
         return float(ahead - behind) / (2 * share)
 
-    def directions(self, derivatives: list) -> list[list]:
+    def of_cotangent(self, by_u: list) -> tuple[float, float]:
+        """The derivative along a random u, in two ways."""
+        other = [self.normal(u) for u in self.u]
+        value = float(self._fast_along_z(self.at, other))
+        return float(_inner(by_u, other)), value
+
+    def directions(self, derivatives: list) -> Iterator[Iterator[list]]:
         """Where to go from θ: a few entries of one tensor at a time.
 
         Half of them are among those with the largest derivatives. Zeros stay,
         which activations leave where the next one may have a kink.
         """
-        found = []
         for k, (value, derivative) in enumerate(zip(self.at, derivatives)):
-            step = _STEPS[value.dtype.name]
-            size = float(tf.sqrt(tf.reduce_mean(tf.square(value)))) or 1.0
-            count = value.shape.num_elements()
-            movable = np.flatnonzero(value)
-            movable = movable if movable.size else np.arange(count)
-            largest = movable[
-                np.argsort(-np.abs(np.ravel(derivative)[movable]))
-            ]
-            for probe in range(_PROBES):
-                entries = self._random.integers(0, largest.size, _MOVED)
-                entries = largest[entries // 20 if probe % 2 else entries]
-                moved = np.zeros(count)
-                moved[entries] = step * size * self._random.normal(size=_MOVED)
-                direction = [tf.zeros_like(t) for t in self.at]
-                direction[k] = tf.constant(
-                    moved.reshape(value.shape), value.dtype
-                )
-                found.append(direction)
-        return found
+            yield self._directions_of(k, value, derivative)
+
+    def _directions_of(self, k, value, derivative) -> Iterator[list]:
+        step = _STEPS[value.dtype.name]
+        size = float(tf.sqrt(tf.reduce_mean(tf.square(value)))) or 1.0
+        count = value.shape.num_elements()
+        movable = np.flatnonzero(value)
+        movable = movable if movable.size else np.arange(count)
+        largest = movable[np.argsort(-np.abs(np.ravel(derivative)[movable]))]
+        for probe in range(_PROBES):
+            entries = self._random.integers(0, largest.size, _MOVED)
+            entries = largest[entries // 20 if probe % 2 else entries]
+            moved = np.zeros(count)
+            moved[entries] = step * size * self._random.normal(size=_MOVED)
+            direction = [tf.zeros_like(t) for t in self.at]
+            direction[k] = tf.constant(moved.reshape(value.shape), value.dtype)
+            yield direction
 
 
 def _compared(
@@ -335,46 +405,75 @@ def _compared(
         return LayerDerivatives(path, "missing", reason=str(error))
     if any(t.dtype.size < 4 for t in (*sources, *gradient.u)):
         return LayerDerivatives(path, "undecided", reason="16 bits")
-    groups = [[_of_cotangents(gradient, by_u) for _ in range(_PROBES)]]
-    triples = [
-        (
-            float(_inner(by_theta, direction)),
-            gradient.difference(direction),
-            gradient.difference(direction, 0.25),
-        )
-        for direction in gradient.directions(by_theta)
-    ]
-    # Those of one tensor belong together.
+    noise = gradient.noise()
+
+    def of_cotangents():
+        for _ in range(_PROBES):
+            exact, value = gradient.of_cotangent(by_u)
+            yield _Probe(exact, value, lambda value=value: value)
+
+    def along(directions):
+        for moved in directions:
+            yield _Probe(
+                float(_inner(by_theta, moved)),
+                gradient.difference(moved),
+                lambda moved=moved: gradient.difference(moved, 0.25),
+            )
+
+    groups = [_Group.of(of_cotangents(), noise)]
     groups += [
-        triples[k : k + _PROBES] for k in range(0, len(triples), _PROBES)
+        _Group.of(along(each), noise) for each in gradient.directions(by_theta)
     ]
-    return _judged(path, groups, gradient.noise())
-
-
-def _of_cotangents(gradient: _Gradient, by_u: list) -> tuple:
-    other = [gradient.normal(u) for u in gradient.u]
-    value = float(gradient.along_z(gradient.at, other))
-    return float(_inner(by_u, other)), value, value
-
-
-def _judged(path: str, groups: list, noise: float) -> LayerDerivatives:
-    """The verdict on groups of (exact, difference, that of a smaller step)."""
-    worst, decided = None, False
-    for triples in groups:
-        exact, difference, smaller = np.array(triples).T
-        sizes = np.maximum(np.abs(exact), np.abs(difference))
-        decided |= bool((sizes > 5 * noise).any())
-        wrong = ~(np.abs(exact - difference) <= _ALLOWED * sizes + 5 * noise)
-        # Where the two steps disagree there is a kink in between.
-        wrong &= np.abs(difference - smaller) <= 0.3 * sizes + 4 * noise
-        k = int(np.argmax(wrong * sizes))
-        if wrong.sum() > _PROBES / 2 and (
-            worst is None or sizes[k] > max(map(abs, worst))
-        ):
-            worst = float(exact[k]), float(difference[k])
+    worst = max((g.worst for g in groups if g.worst), default=None)
     if worst is not None:
-        return LayerDerivatives(path, "differs", *worst)
+        return LayerDerivatives(path, "differs", *worst[1:])
+    decided = any(group.is_decided for group in groups)
     return LayerDerivatives(path, "exact" if decided else "undecided")
+
+
+class _Probe(NamedTuple):
+    """A derivative by backpropagation, and by differences of two lengths."""
+
+    exact: float
+    difference: float
+    smaller: Callable[[], float]  # not computed unless it has to be
+
+    @property
+    def size(self) -> float:
+        return max(abs(self.exact), abs(self.difference))
+
+    def is_wrong(self, noise: float) -> bool:
+        error = abs(self.exact - self.difference)
+        if error <= _ALLOWED * self.size + 5 * noise:
+            return False
+        # Where the two lengths disagree there is a kink in between.
+        change = abs(self.difference - self.smaller())
+        return change <= 0.3 * self.size + 4 * noise
+
+
+class _Group(NamedTuple):
+    """What the probes of one tensor say.
+
+    Attributes:
+        is_decided: Whether any derivative is more than noise.
+        worst: Size, exact derivative and difference where most are wrong.
+    """
+
+    is_decided: bool
+    worst: tuple[float, float, float] | None
+
+    @classmethod
+    def of(cls, probes: Iterable[_Probe], noise: float) -> _Group:
+        is_decided, wrong, right = False, [], 0
+        for probe in probes:
+            is_decided |= probe.size > 5 * noise
+            if probe.is_wrong(noise):
+                wrong.append((probe.size, probe.exact, probe.difference))
+            else:
+                right += 1
+            if right > _PROBES / 2:
+                return cls(is_decided, None)
+        return cls(is_decided, max(wrong))
 
 
 def _inner(a: list, b: list) -> tf.Tensor:

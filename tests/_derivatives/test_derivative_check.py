@@ -107,12 +107,12 @@ def _network(*middle, seed=0, activation="relu"):
     )
 
 
-def _verdicts(model, x=_IMAGES):
+def _verdicts(model, x=_IMAGES, **kwargs):
     x = tf.constant(x, model.compute_dtype)
     chosen = catalogue.unknown(model)
     return {
         each.path.rpartition("/")[2]: each.verdict
-        for each in derivative_check.check(model, x, chosen)
+        for each in derivative_check.check(model, x, chosen, **kwargs)
     }
 
 
@@ -279,3 +279,121 @@ def test_a_call_that_a_user_has_set_comes_back():
     model = _network(layer)
     derivative_check.check(model, tf.constant(_IMAGES), [layer])
     assert layer.call is own
+
+
+class Named(layers.Layer):
+    """As layers of other people's, whose configuration lacks a function."""
+
+    def __init__(self, factor, function=_right, **kwargs):
+        super().__init__(**kwargs)
+        self.factor = factor
+        self.function = function
+
+    def call(self, x):
+        return self.function(self.factor * x)
+
+    def get_config(self):
+        return {**super().get_config(), "factor": self.factor}
+
+
+def test_what_repeats_is_compared_once_if_wanted():
+    own_call = Named(1.0, name="own-call")
+    own_call.call = lambda x: _wrong_in_x(x)
+    middle = [
+        Named(1.0, name="first"),
+        Named(1.0, name="again"),
+        Named(2.0, name="of-another-factor"),
+        Named(1.0, _wrong_in_x, name="of-another-function"),
+        own_call,
+        layers.Flatten(),
+        Named(1.0, name="of-another-shape"),
+        Applied(_right, name="without-a-configuration"),
+        Applied(_wrong_in_x, name="nor-this"),
+    ]
+    found = _verdicts(_network(*middle, activation="tanh"), repeats=False)
+    assert found == {
+        "first": "exact",
+        "of-another-factor": "exact",
+        "of-another-function": "differs",
+        "own-call": "differs",
+        "of-another-shape": "exact",
+        "without-a-configuration": "exact",
+        "nor-this": "differs",
+    }
+
+
+class Counting(layers.Layer):
+    """Says how often its Python has run."""
+
+    calls = 0
+
+    def build(self, shape):
+        self.kernel = self.add_weight(shape=shape[-1:], name="kernel")
+
+    def call(self, x):
+        type(self).calls += 1
+        return tf.tanh(self.kernel * x)
+
+
+class OnTheHost(Counting):
+    """Cannot be traced."""
+
+    calls = 0
+
+    def call(self, x):
+        assert np.asarray(x).size
+        return super().call(x)
+
+
+@pytest.mark.parametrize("layer, most", [(Counting, 12), (OnTheHost, 60)])
+def test_layers_run_in_a_graph_and_no_more_often_than_needed(layer, most):
+    model = _network(layer(name="counting"), activation="tanh")
+    layer.calls = 0
+    # Two tensors, of which the first four probes of seven are right.
+    assert _verdicts(model) == {"counting": "exact"}
+    assert layer.calls <= most, layer.calls
+
+
+def test_the_way_back_from_a_layer_ends_at_the_one_before(monkeypatch):
+    sources = []
+    gradient = tf.GradientTape.gradient
+
+    def noted(tape, target, at, **kwargs):
+        sources.append(len(at))
+        return gradient(tape, target, at, **kwargs)
+
+    blocks = [Applied(_right, name=f"block-{k}") for k in range(3)]
+    model = _network(*blocks, activation="tanh")
+    monkeypatch.setattr(tf.GradientTape, "gradient", noted)
+    assert set(_verdicts(model).values()) == {"exact"}
+    variables = len(model.trainable_variables)
+    assert sources[:3] == [variables, variables + 1, variables + 2]
+
+
+class _Network(keras.Model):
+    """As KerasHub makes functional models of its classes."""
+
+    def __init__(self, activation, **kwargs):
+        x = keras.Input((4,))
+        y = layers.Dense(3)(Applied(activation, name="in-it")(x))
+        super().__init__(inputs=x, outputs=y, **kwargs)
+
+
+class _Stack(keras.Sequential):
+    pass
+
+
+class _Calling(_Network):
+    def call(self, inputs):
+        return super().call(inputs) ** 2
+
+
+def test_models_that_only_contain_layers_are_known():
+    network = _Network(_right)
+    assert [each.name for each in catalogue.unknown(network)] == ["in-it"]
+    stack = _Stack([keras.Input((4,)), layers.Dense(3)])
+    assert catalogue.unknown(stack) == []
+    calling = _Calling(_right)
+    assert catalogue.unknown(calling)[0] is calling
+    network.call = lambda inputs: inputs
+    assert catalogue.unknown(network)[0] is network
