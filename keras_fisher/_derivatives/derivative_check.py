@@ -28,11 +28,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_fisher._common import dtypes
 from keras_fisher._common import examples as examples_lib
 from keras_fisher._common import keras_layers
 from keras_fisher._derivatives import catalogue
 from keras_fisher._derivatives import gradients as gradients_lib
 from keras_fisher._derivatives import second_derivatives
+from keras_fisher._derivatives import way
 
 _PROBES = 7
 _MOVED = 8  # entries at a time
@@ -148,7 +150,8 @@ class _Call:
         leaves = keras.tree.flatten(self.arguments)
         return [
             *(
-                tf.convert_to_tensor(leaf)
+                # One that is given twice would be one to tapes.
+                tf.identity(leaf)
                 for leaf, moves in zip(leaves, self.moving)
                 if moves
             ),
@@ -291,6 +294,10 @@ class _Gradient:
         outputs = function(at)
         self.u = [self.normal(y) for y in outputs]
         self.z = [self.normal(t) for t in at]
+        # The coarsest dtype in it, which need be none of its tensors'.
+        self.precision = max(
+            (t.dtype for t in (*self.at, *self.u)), key=dtypes.rounding_unit
+        )
         self._fast_along_z = self._traced()
 
     def normal(self, like: tf.Tensor) -> tf.Tensor:
@@ -310,14 +317,17 @@ class _Gradient:
         """`along_z` as a graph, which is many times as fast, if it can be."""
         traced = tf.function(self.along_z, autograph=False)
         try:
+            graph = traced.get_concrete_function(self.at, self.u)
             traced(self.at, self.u)
         except Exception:  # Whatever a layer does that graphs do not.
             return self.along_z
+        sources = graph.inputs[: len(self.at)]
+        self.precision = way.of_graph(sources, graph.outputs).precision
         return traced
 
     def noise(self) -> float:
         """How far rounding moves ⟨z, G⟩, about."""
-        unit = max(np.finfo(t.dtype.as_numpy_dtype).eps for t in self.at)
+        unit = dtypes.rounding_unit(self.precision)
         nearby = [t + tf.cast(unit, t.dtype) * t for t in self.at]
         here, there = (
             self._fast_along_z(at, self.u) for at in (self.at, nearby)
@@ -379,10 +389,13 @@ class _Gradient:
             yield self._directions_of(k, value, derivative)
 
     def _directions_of(self, k, value, derivative) -> Iterator[list]:
-        step = _STEPS[value.dtype.name]
-        size = float(tf.sqrt(tf.reduce_mean(tf.square(value)))) or 1.0
+        step = _STEPS[self.precision.name]
         count = value.shape.num_elements()
         movable = np.flatnonzero(value)
+        # Of a normal distribution about its deviation, and not of what masks
+        # have put in, -1e9 for example.
+        sizes = np.abs(np.ravel(value)[movable])
+        size = 3 * np.quantile(sizes, 0.25) if sizes.size else 1.0
         movable = movable if movable.size else np.arange(count)
         largest = movable[np.argsort(-np.abs(np.ravel(derivative)[movable]))]
         for probe in range(_PROBES):
@@ -403,7 +416,7 @@ def _compared(
         by_theta, by_u = gradient.derivatives()
     except (LookupError, NotImplementedError) as error:
         return LayerDerivatives(path, "missing", reason=str(error))
-    if any(t.dtype.size < 4 for t in (*sources, *gradient.u)):
+    if gradient.precision.size < 4:
         return LayerDerivatives(path, "undecided", reason="16 bits")
     noise = gradient.noise()
 

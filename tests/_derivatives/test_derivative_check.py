@@ -397,3 +397,33 @@ def test_models_that_only_contain_layers_are_known():
     assert catalogue.unknown(calling)[0] is calling
     network.call = lambda inputs: inputs
     assert catalogue.unknown(network)[0] is network
+
+
+class Two(layers.Layer):
+    def call(self, x, y):
+        return tf.tanh(x) * y**2
+
+
+def test_a_tensor_that_is_given_twice_counts_twice():
+    x = keras.Input((8, 8, 3))
+    y = layers.Conv2D(3, 3, activation="tanh")(x)
+    y = layers.Flatten()(Two(name="two")(y, y))
+    assert _verdicts(keras.Model(x, layers.Dense(3)(y))) == {"two": "exact"}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_what_masks_have_put_in_is_no_measure_of_steps(dtype):
+    keras.config.set_dtype_policy(dtype)
+    mask = np.where(np.arange(6) < 3, 0.0, -1e9).astype(dtype)
+    masked = layers.Lambda(lambda y: y + mask, name="masked")
+    softmax = Applied(tf.nn.softmax, name="softmax")
+    found = _verdicts(_network(masked, softmax, activation="tanh"))
+    assert found == {"masked": "exact", "softmax": "exact"}
+
+
+def test_half_precision_within_single_is_too_rough_to_tell():
+    def rough(x):
+        return tf.cast(tf.tanh(tf.cast(x, tf.bfloat16)), x.dtype)
+
+    found = _verdicts(_network(Applied(rough, name="rough")))
+    assert found == {"rough": "undecided"}
