@@ -18,9 +18,7 @@ from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
-import contextlib
 import dataclasses
-import json
 from typing import Any
 from typing import NamedTuple
 
@@ -31,8 +29,8 @@ import tensorflow as tf
 from keras_fisher._common import dtypes
 from keras_fisher._common import examples as examples_lib
 from keras_fisher._common import keras_layers
-from keras_fisher._derivatives import catalogue
 from keras_fisher._derivatives import gradients as gradients_lib
+from keras_fisher._derivatives import layer_calls
 from keras_fisher._derivatives import second_derivatives
 from keras_fisher._derivatives import way
 
@@ -99,9 +97,9 @@ def check(
     state = keras_layers.snapshot(layer)
     try:
         few = examples_lib.rows(x, 0, examples)
-        calls = _recorded_calls(layer, few, chosen, training)
+        calls = layer_calls.record(layer, few, chosen, training)
     except Exception:  # Of whatever the model is made of.
-        calls = _recorded_calls(layer, x, chosen, training)
+        calls = layer_calls.record(layer, x, chosen, training)
     found: dict[int, LayerDerivatives] = {}
     kinds = set()
     for call in calls:
@@ -124,139 +122,7 @@ def _path(operation: keras.Operation) -> str:
     return getattr(operation, "path", None) or operation.name
 
 
-# The calls.
-
-
-@dataclasses.dataclass(frozen=True)
-class _Call:
-    """One call of a layer, with the arguments that it got.
-
-    Attributes:
-        operation: The layer or operation.
-        arguments: Its arguments, by position and by name.
-        moving: Which of the tensors in them depend on a variable.
-    """
-
-    operation: keras.Operation
-    arguments: tuple[tuple, dict]
-    moving: list[bool]
-
-    @property
-    def variables(self) -> list[keras.Variable]:
-        return getattr(self.operation, "trainable_variables", [])
-
-    def sources(self) -> list[tf.Tensor]:
-        """What to differentiate by: inputs, then trainable variables."""
-        leaves = keras.tree.flatten(self.arguments)
-        return [
-            *(
-                # One that is given twice would be one to tapes.
-                tf.identity(leaf)
-                for leaf, moves in zip(leaves, self.moving)
-                if moves
-            ),
-            *(tf.convert_to_tensor(v.value) for v in self.variables),
-        ]
-
-    def kind(self) -> Any:
-        """What is the same for calls that do the same."""
-        try:
-            config = keras.saving.serialize_keras_object(self.operation)
-            text = json.dumps(_without_names(config), default=id)
-        except Exception:  # Layers of other people's, which need have none.
-            return id(self.operation)
-        own = vars(self.operation).get("call")  # that a user has set
-        functions = own, *catalogue.functions_in(self.operation)
-        leaves = keras.tree.flatten(self.arguments)
-        return (
-            text,
-            tuple(map(id, functions)),
-            tuple(
-                (leaf.shape, leaf.dtype) if tf.is_tensor(leaf) else repr(leaf)
-                for leaf in leaves
-            ),
-            tuple(self.moving),
-        )
-
-    def __call__(self, values: Sequence[tf.Tensor]) -> Any:
-        given = iter(values)
-        leaves = [
-            next(given) if moves else leaf
-            for leaf, moves in zip(
-                keras.tree.flatten(self.arguments), self.moving
-            )
-        ]
-        args, kwargs = keras.tree.pack_sequence_as(self.arguments, leaves)
-        return self.operation(*args, **kwargs)
-
-
-def _without_names(config: Any) -> Any:
-    """What `get_config` says, but for what layers are called."""
-    if isinstance(config, dict):
-        return {
-            key: _without_names(value)
-            for key, value in config.items()
-            if key != "name"
-        }
-    if isinstance(config, list | tuple):
-        return [*map(_without_names, config)]
-    return config
-
-
-def _recorded_calls(layer, x, chosen, training) -> list[_Call]:
-    variables = [v.value for v in layer.trainable_variables]
-    calls: list[tuple] = []
-    with tf.GradientTape(persistent=True) as tape, keras.StatelessScope():
-        tape.watch(variables)
-        with contextlib.ExitStack() as stack:
-            for operation in chosen:
-                stack.enter_context(_spied_on(operation, calls))
-            layer(x, training=training)
-
-    # What moves with a variable, so far: no tape is gone back twice.
-    known = [*variables]
-
-    def depends(leaf) -> bool:
-        if isinstance(leaf, keras.Variable):
-            return any(leaf is v for v in layer.trainable_variables)
-        if not _is_floating(leaf):
-            return False
-        found = tape.gradient(leaf, known)
-        moves = any(gradient is not None for gradient in found)
-        if moves:
-            known.append(leaf)
-        return moves
-
-    return [
-        _Call(
-            operation,
-            arguments,
-            [depends(leaf) for leaf in keras.tree.flatten(arguments)],
-        )
-        for operation, arguments in calls
-    ]
-
-
-@contextlib.contextmanager
-def _spied_on(operation: keras.Operation, calls: list):
-    """Notes the calls of a layer; in between, it has a `call` of its own."""
-    own = vars(operation).get("call")
-    call = operation.call
-
-    def noting(*args, **kwargs):
-        calls.append((operation, (args, kwargs)))
-        return call(*args, **kwargs)
-
-    operation.call = noting
-    try:
-        yield
-    finally:
-        del operation.call
-        if own is not None:
-            operation.call = own
-
-
-def _function_of(call: _Call, state: list) -> Callable:
+def _function_of(call: layer_calls.LayerCall, state: list) -> Callable:
     """The floating outputs of a call, from its sources."""
     count = sum(call.moving)
 
@@ -273,13 +139,9 @@ def _function_of(call: _Call, state: list) -> Callable:
             else leaf
             for leaf in keras.tree.flatten(outputs)
         ]
-        return [*filter(_is_floating, leaves)]
+        return [*filter(layer_calls.is_floating, leaves)]
 
     return function
-
-
-def _is_floating(leaf: Any) -> bool:
-    return tf.is_tensor(leaf) and leaf.dtype.is_floating
 
 
 # The comparison.
