@@ -106,18 +106,34 @@ def test_layers_without_second_derivative_point_to_finite_differences():
     assert history["fisher_penalty"][0] > 0
 
 
-def test_variables_without_gradient_are_refused():
-    class Careless(training.Subclassed):
-        def __init__(self):
-            super().__init__()
-            self.unused = keras.layers.Dense(3, name="unused")
+class Careless(training.Subclassed):
+    def __init__(self):
+        super().__init__()
+        self.unused = keras.layers.Dense(3, name="unused")
 
-        def call(self, x, training=None):
-            self.unused(x)
-            return super().call(x, training=training)
+    def call(self, x, training=None):
+        self.unused(x)
+        return super().call(x, training=training)
 
+
+def test_variables_without_gradient_are_not_penalized():
     with pytest.raises(ValueError, match=r"no gradient.*unused"):
         training.fit(training.compiled(FisherModel(Careless(), 0.1)))
+
+
+def test_variables_without_gradient_may_be_measured():
+    found = []
+    for cls in (Careless, training.Subclassed):
+        keras.utils.set_random_seed(0)
+        model = training.compiled(
+            FisherModel(cls(), trace_every=1, seed=0), jit_compile=False
+        )
+        model(training.X[:1])
+        for variable, k in zip(model.trainable_variables, range(4)):
+            shape = variable.shape
+            variable.assign(np.random.default_rng(k).normal(size=shape))
+        found.append(training.fit(model).history["fisher_trace"])
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
