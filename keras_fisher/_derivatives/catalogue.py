@@ -87,17 +87,19 @@ def is_known(operation: keras.Operation) -> bool:
     What is inside of it (the layers of a model, a wrapped layer, an activation
     that is a layer) counts by itself.
     """
-    if only_contains(operation):
-        return True
-    if not keras_layers.is_keras_own(operation):
+    # A wrapper of ours is as known as what it runs.
+    own = keras_layers.unwrapped(operation)
+    if not (keras_layers.is_keras_own(own) or only_contains(own)):
         return False
     if not isinstance(operation, keras.layers.Layer):
         return type(operation).__name__.lower() in _OPERATIONS
     if getattr(operation, "quantization_mode", None) is not None:
         return False
     name = type(operation).__name__
-    return name in _CONSTANT_LAYERS or (
-        name in _LAYERS and not any(functions_of_others(operation))
+    return (
+        only_contains(operation)
+        or name in _CONSTANT_LAYERS
+        or (name in _LAYERS and not any(functions_of_others(operation)))
     )
 
 

@@ -167,13 +167,15 @@ class _Gradient:
 
     def along_z(self, at: list, u: list) -> tf.Tensor:
         """⟨z, G(θ, u)⟩, in double precision."""
+        return _inner(self.z, self._gradients(at, u))
+
+    def _gradients(self, at: list, u: list) -> list[tf.Tensor]:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(at)
             outputs = self._function(at)
-        gradients = tape.gradient(
+        return tape.gradient(
             outputs, at, output_gradients=u, unconnected_gradients="zero"
         )
-        return _inner(self.z, gradients)
 
     def _traced(self) -> Callable:
         """`along_z` as a graph, which is many times as fast, if it can be."""
@@ -197,15 +199,7 @@ class _Gradient:
         return float(4 * unit * self._size() + 4 * abs(there - here))
 
     def _size(self) -> float:
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(self.at)
-            outputs = self._function(self.at)
-        gradients = tape.gradient(
-            outputs,
-            self.at,
-            output_gradients=self.u,
-            unconnected_gradients="zero",
-        )
+        gradients = self._gradients(self.at, self.u)
         return float(
             sum(_inner(z * g, z * g) for z, g in zip(self.z, gradients)) ** 0.5
         )

@@ -49,14 +49,14 @@ class LayerCall:
         """What is the same for calls that do the same."""
         try:
             config = keras.saving.serialize_keras_object(self.operation)
-            text = json.dumps(_without_names(config), default=id)
+            what = json.dumps(_without_names(config))
         except Exception:  # Layers of other people's, which need have none.
-            return id(self.operation)
+            what = id(self.operation)
         own = vars(self.operation).get("call")  # that a user has set
         functions = own, *catalogue.functions_in(self.operation)
         leaves = keras.tree.flatten(self.arguments)
         return (
-            text,
+            what,
             tuple(map(id, functions)),
             tuple(
                 (leaf.shape, leaf.dtype) if tf.is_tensor(leaf) else repr(leaf)

@@ -11,6 +11,7 @@ import training
 
 from keras_fisher._derivatives import catalogue
 from keras_fisher._derivatives import derivative_check
+from keras_fisher.layers import Rematerialization
 
 _IMAGES = np.random.default_rng(0).normal(size=(4, 8, 8, 3))
 
@@ -386,6 +387,12 @@ class _Stack(keras.Sequential):
 class _Calling(_Network):
     def call(self, inputs):
         return super().call(inputs) ** 2
+
+
+def test_what_is_computed_again_is_looked_at():
+    # A layer within it gets inputs that no tape knows.
+    wrong = Rematerialization(Applied(_wrong_in_x), name="again")
+    assert _verdicts(_network(wrong, activation="tanh")) == {"again": "differs"}
 
 
 def test_models_that_only_contain_layers_are_known():
