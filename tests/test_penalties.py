@@ -230,7 +230,13 @@ def test_bad_arguments_are_refused_with_what_was_received(
     assert str(value) in str(error.value), (name, error.value)
 
 
-def test_variables_without_gradient_are_named():
+@pytest.mark.parametrize(
+    "options",
+    [{}, dict(method="finite_difference"), dict(micro_batch_size=2)],
+)
+@pytest.mark.parametrize("mode", ["eager", "graph", "xla"])
+def test_variables_that_no_output_depends_on_count_as_zero(mode, options):
+    keras.config.set_dtype_policy("float64")
     used, unused = (keras.layers.Dense(3, name=n) for n in ("used", "unused"))
 
     class Careless(keras.Model):
@@ -244,16 +250,20 @@ def test_variables_without_gradient_are_named():
 
     model = Careless()
     model(tf.zeros([1, 4]))
-    with pytest.raises(ValueError, match=r"no gradient.*unused/kernel"):
-        evaluation.run(
-            "eager", FisherPenalty(), model, tf.ones([networks.BATCH, 4])
-        )
-    penalty = FisherPenalty(exclude="unused")
-    value, traces, _ = evaluation.run(
-        "graph", penalty, model, tf.ones([networks.BATCH, 4])
+    x = tf.ones([networks.BATCH, 4], "float64")
+    value, traces, gradients = evaluation.run(
+        mode, FisherPenalty(**options), model, x
     )
-    assert value > 0
-    np.testing.assert_array_equal(np.array(traces) > 0, [1, 1, 0, 0])
+    expected, of_used, of_it = evaluation.run(
+        mode, FisherPenalty(**options), keras.Sequential([used]), x
+    )
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    np.testing.assert_allclose(traces, [*of_used, 0, 0], rtol=1e-5)
+    for actual, gradient in zip(gradients, [*of_it, 0, 0], strict=True):
+        np.testing.assert_allclose(actual, gradient, rtol=1e-3, atol=1e-6)
+    penalty = FisherPenalty(exclude="^(?!.*unused)", **options)
+    with pytest.raises(ValueError, match=r"no gradient.*unused/kernel"):
+        evaluation.run(mode, penalty, model, x)
 
 
 @pytest.mark.parametrize("cls", [GradientPenalty, InputGradientPenalty])

@@ -12,7 +12,6 @@ says: `ParameterNorm` or `InputNorm`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from collections.abc import Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -51,8 +50,8 @@ class Norm(Protocol):
     def scale(self, examples: tf.Tensor) -> tf.Tensor:
         """The factor from the estimate T of a trace to the penalty over α."""
 
-    def missing(self, forward: Forward, targets: Sequence[Any]) -> ValueError:
-        """What to raise if selected targets have no gradient."""
+    def check(self, forward: Forward, gradients: Gradients) -> None:
+        """Raises a `ValueError` if those measured are too few for a norm."""
 
 
 class ParameterNorm:
@@ -79,14 +78,26 @@ class ParameterNorm:
     def scale(self, examples):
         return 1.0 / examples
 
-    def missing(self, forward, targets):
-        variables = forward.layer.trainable_variables
-        return ValueError(
-            "The outputs do not depend on these trainable variables, so "
-            f"they have no gradient: {[variables[i].path for i in targets]}. "
-            "Freeze their layers (`layer.trainable = False`), or leave them "
-            "out with `exclude=` of the penalty."
-        )
+    def check(self, forward, gradients):
+        # That of some is zero where the outputs do not depend on them, and
+        # Keras warns of these.
+        penalized = [
+            (variable.path, gradient)
+            for variable, gradient, is_selected in zip(
+                forward.layer.trainable_variables,
+                gradients,
+                self.selected(forward),
+            )
+            if is_selected
+        ]
+        if penalized and all(gradient is None for _, gradient in penalized):
+            raise ValueError(
+                "The outputs depend on none of the variables that are "
+                "penalized, or not differentiably, so that they have no "
+                f"gradient. Received: {[path for path, _ in penalized]}. Have "
+                "`call` compute its outputs from them by operations with a "
+                "gradient, or penalize others: `exclude=`."
+            )
 
 
 class InputNorm:
@@ -106,12 +117,13 @@ class InputNorm:
     def scale(self, examples):
         return tf.ones_like(examples)
 
-    def missing(self, forward, targets):
-        return ValueError(
-            "The outputs do not depend on some of the inputs, or not "
-            "differentiably. Leave these inputs out of the model, or use "
-            "another penalty."
-        )
+    def check(self, forward, gradients):
+        if any(gradient is None for gradient in gradients):
+            raise ValueError(
+                "The outputs do not depend on some of the inputs, or not "
+                "differentiably. Leave these inputs out of the model, or use "
+                "another penalty."
+            )
 
 
 def total(norm: Norm, forward: Forward, squares: tf.Tensor) -> tf.Tensor:
@@ -155,7 +167,7 @@ class SquaredNorms:
             targets. These are None where the tape around gives them.
 
         Raises:
-            ValueError: If a selected target has no gradient.
+            ValueError: If what is penalized has no gradient.
         """
         if method == "finite_difference":
             function = SquaredNorms._finite_difference
@@ -287,17 +299,9 @@ class SquaredNorms:
 
     def _measured(self, gradients: Gradients) -> Gradients:
         """Of the gradients for all targets, those to be squared."""
-        positions = self.norm.measured(self.forward)
-        missing = [
-            i
-            for i, is_selected in zip(
-                positions, self.norm.selected(self.forward)
-            )
-            if is_selected and gradients[i] is None
-        ]
-        if missing:
-            raise self.norm.missing(self.forward, missing)
-        return [gradients[i] for i in positions]
+        found = [gradients[i] for i in self.norm.measured(self.forward)]
+        self.norm.check(self.forward, found)
+        return found
 
     def _gradients(self, tape, outputs, targets, weights, scale=None):
         """The gradients for all targets, and their loss scale."""

@@ -18,8 +18,5 @@ class TraceMeasurement(FisherPenalty):
     def alpha_at(self, step):
         return 0.0  # not a variable, as what may be changed
 
-    def selects(self, variable):
-        return False  # Variables without a gradient do no harm here.
-
     def forward(self, layer, x, *, seed=0, watch_inputs=False):
         return forward_lib.run(layer, x, differentiable=False)

@@ -361,7 +361,7 @@ class Penalty(ReadOnce):
             A `Term`.
 
         Raises:
-            ValueError: If a selected variable has no gradient, if the
+            ValueError: If no selected variable has a gradient, if the
                 likelihood is not for as many outputs, or if α follows a
                 schedule and there is no step.
         """

@@ -109,6 +109,7 @@ def test_layers_without_second_derivative_point_to_finite_differences():
 class Careless(training.Subclassed):
     def __init__(self):
         super().__init__()
+        self.hidden.name, self.out.name = "hidden", "out"
         self.unused = keras.layers.Dense(3, name="unused")
 
     def call(self, x, training=None):
@@ -116,24 +117,52 @@ class Careless(training.Subclassed):
         return super().call(x, training=training)
 
 
-def test_variables_without_gradient_are_not_penalized():
-    with pytest.raises(ValueError, match=r"no gradient.*unused"):
-        training.fit(training.compiled(FisherModel(Careless(), 0.1)))
-
-
-def test_variables_without_gradient_may_be_measured():
+@pytest.mark.filterwarnings("ignore:Gradients do not exist")
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(trace_every=1),
+        dict(penalty=FisherPenalty(3.0)),
+        dict(penalty=FisherPenalty(0.3, bound=None)),
+        dict(penalty=FisherPenalty(3.0, every=3)),
+        dict(penalty=FisherPenalty(3.0, micro_batch_size=3)),
+        dict(penalty=FisherPenalty(3.0, method="finite_difference")),
+        dict(penalty=FisherPenalty(3.0, fraction=0.5), accumulate=2),
+    ],
+)
+def test_variables_that_no_output_depends_on_change_nothing(settings, jit):
+    settings = dict(settings)
+    optimizer = keras.optimizers.SGD(
+        0.1, gradient_accumulation_steps=settings.pop("accumulate", None)
+    )
     found = []
     for cls in (Careless, training.Subclassed):
-        keras.utils.set_random_seed(0)
         model = training.compiled(
-            FisherModel(cls(), trace_every=1, seed=0), jit_compile=False
+            FisherModel(cls(), **settings, seed=0),
+            optimizer=optimizer.from_config(optimizer.get_config()),
+            jit_compile=jit,
         )
         model(training.X[:1])
-        for variable, k in zip(model.trainable_variables, range(4)):
+        for k, variable in enumerate(model.trainable_variables):
             shape = variable.shape
             variable.assign(np.random.default_rng(k).normal(size=shape))
-        found.append(training.fit(model).history["fisher_trace"])
-    assert found[0] == pytest.approx(found[1], rel=1e-5)
+        before = training.weights(model)
+        history = training.fit(model).history
+        after = training.weights(model)
+        found.append((history["fisher_trace"], after[:4]))
+        training.assert_equal(after[4:], before[4:])
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-4)
+    for actual, expected, old in zip(found[0][1], found[1][1], before):
+        np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-5)
+        assert abs(actual - old).max() > 1e-3  # It was trained.
+
+
+def test_penalties_of_variables_that_no_output_depends_on_are_refused():
+    penalty = FisherPenalty(0.1, exclude=["hidden", "out"])
+    names = "no gradient.*unused/kernel.*unused/bias"
+    with pytest.raises(ValueError, match=names):
+        training.fit(training.compiled(FisherModel(Careless(), penalty)))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
