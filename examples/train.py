@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -275,7 +276,10 @@ def trained() -> keras_fisher.FisherModel:
         seed=_SEED.value,
     )
     with strategy.scope():
-        model = compiled_model(data)
+        try:
+            model = compiled_model(data)
+        except ValueError as error:  # flags that do not go with the network
+            sys.exit(str(error))
     early, *others = callbacks(data)
     model.fit(
         common.by_step(data, model) if _BACKUP_DIR.value else data.train,

@@ -49,6 +49,7 @@ def test_train_writes_the_trace_at_its_true_steps(data_dir, tmp_path):
     "flag, said",
     [
         ("--learning_rate=nan", "--learning_rate=nan is no finite number"),
+        ("--exclude=.", "leaves all trainable variables out"),
         pytest.param(
             "--exclude=(", "regular expression", marks=pytest.mark.slow
         ),
@@ -60,7 +61,13 @@ def test_train_writes_the_trace_at_its_true_steps(data_dir, tmp_path):
     ],
 )
 def test_bad_values_are_told_in_one_line(flag, said, data_dir):
-    result = scripts.run("train.py", flag, data_dir=data_dir)
+    result = scripts.run(
+        "train.py",
+        "--dataset=mnist1d",
+        "--penalty=fisher",
+        flag,
+        data_dir=data_dir,
+    )
     assert result.returncode == 1
     assert said in result.stderr and "Traceback" not in result.stderr
 
