@@ -111,11 +111,26 @@ def check(
             if kind in kinds:
                 continue
             kinds.add(kind)
-        sources = call.sources()
-        if sources:
-            function = _function_of(call, state)
-            found[key] = _compared(_path(call.operation), function, sources)
+        compared = _looked_at(call, state)
+        if compared is not None:
+            found[key] = compared
     return list(found.values())
+
+
+def _looked_at(
+    call: layer_calls.LayerCall, state: list
+) -> LayerDerivatives | None:
+    """What is found of a call; None if no gradient flows through it."""
+    path, sources = _path(call.operation), call.sources()
+    if not sources:
+        return None
+    try:
+        gradient = _Gradient(_function_of(call, state), sources)
+        # As of a layer that counts: of integers there are no gradients.
+        return _compared(path, gradient) if gradient.u else None
+    except Exception as error:  # Which should not end a training.
+        reason = f"{type(error).__name__}: {error}"
+        return LayerDerivatives(path, "undecided", reason=reason)
 
 
 def _path(operation: keras.Operation) -> str:
@@ -242,7 +257,8 @@ class _Gradient:
         which activations leave where the next one may have a kink.
         """
         for k, (value, derivative) in enumerate(zip(self.at, derivatives)):
-            yield self._directions_of(k, value, derivative)
+            if value.shape.num_elements():
+                yield self._directions_of(k, value, derivative)
 
     def _directions_of(self, k, value, derivative) -> Iterator[list]:
         step = _STEPS[self.precision.name]
@@ -264,10 +280,7 @@ class _Gradient:
             yield direction
 
 
-def _compared(
-    path: str, function: Callable, sources: list[tf.Tensor]
-) -> LayerDerivatives:
-    gradient = _Gradient(function, sources)
+def _compared(path: str, gradient: _Gradient) -> LayerDerivatives:
     try:
         by_theta, by_u = gradient.derivatives()
     except (LookupError, NotImplementedError) as error:

@@ -199,6 +199,49 @@ def test_what_no_variable_comes_before_does_not_matter():
     assert _verdicts(augmented) == {}
 
 
+def test_what_gives_integers_does_not_matter():
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(6, 3)(inputs)
+    largest = Applied(lambda x: tf.argmax(x, axis=-1), name="largest")(x)
+    x = layers.Multiply()([x, layers.Embedding(6, 6)(largest)])
+    model = keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x)))
+    assert _verdicts(model) == {}
+
+
+def test_weights_without_entries_are_left_out():
+    class Empty(Applied):
+        def build(self, shape):
+            self.nothing = self.add_weight((0, *shape[1:]), "zeros")
+
+        def call(self, x):
+            return super().call(x) + tf.reduce_sum(self.nothing, axis=0)
+
+    model = _network(Empty(_wrong_in_x, name="wrong"), Empty(_right, name="ok"))
+    assert _verdicts(model) == {"wrong": "differs", "ok": "exact"}
+
+
+@tf.custom_gradient
+def _broken(x):
+    @tf.custom_gradient
+    def backward(above):
+        def backward_of_that(_):
+            raise RuntimeError("no way back from there")
+
+        return above * tf.cos(x), backward_of_that
+
+    return tf.sin(x), backward
+
+
+def test_an_error_of_a_layer_leaves_it_undecided():
+    model = _network(Applied(_broken, name="broken"), Applied(_wrong_in_x))
+    (broken, wrong) = derivative_check.check(
+        model, tf.constant(_IMAGES, "float32"), catalogue.unknown(model)
+    )
+    assert broken.verdict == "undecided"
+    assert "no way back from there" in broken.reason
+    assert wrong.verdict == "differs"
+
+
 def test_rows_that_repeat_in_a_gradient():
     class Words(layers.Layer):
         def __init__(self):
