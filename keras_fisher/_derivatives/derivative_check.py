@@ -9,7 +9,7 @@ difference of G, and that by u, in which G is linear, so that
 
 Kinks, as of ReLU, make G jump; so that no difference goes over many of them,
 only a few entries of θ are moved at a time, and most of several comparisons
-have to fail.
+have to fail, in the same way on each part of the difference.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
 import dataclasses
+import functools
 from typing import Any
 from typing import NamedTuple
 
@@ -234,15 +235,16 @@ class _Gradient:
             )
         return gradients_lib.dense(by_theta), gradients_lib.dense(by_u)
 
-    def difference(self, moved: list, share: float = 1.0) -> float:
-        """Of ⟨z, G⟩ along a direction of θ, a share of the way."""
-        ahead, behind = (
-            self._fast_along_z(
-                [t + s * m for t, m in zip(self.at, moved)], self.u
+    def on_the_way(self, moved: list, shares: Iterable[float]) -> list[float]:
+        """⟨z, G⟩ where θ has been moved by shares of a direction."""
+        return [
+            float(
+                self._fast_along_z(
+                    [t + s * m for t, m in zip(self.at, moved)], self.u
+                )
             )
-            for s in (share, -share)
-        )
-        return float(ahead - behind) / (2 * share)
+            for s in shares
+        ]
 
     def of_cotangent(self, by_u: list) -> tuple[float, float]:
         """The derivative along a random u, in two ways."""
@@ -292,15 +294,21 @@ def _compared(path: str, gradient: _Gradient) -> LayerDerivatives:
     def of_cotangents():
         for _ in range(_PROBES):
             exact, value = gradient.of_cotangent(by_u)
-            yield _Probe(exact, value, lambda value=value: value)
+            yield _Probe(exact, value, list)  # which is linear in u
 
     def along(directions):
         for moved in directions:
+            behind, ahead = gradient.on_the_way(moved, (-1, 1))
             yield _Probe(
                 float(_inner(by_theta, moved)),
-                gradient.difference(moved),
-                lambda moved=moved: gradient.difference(moved, 0.25),
+                (ahead - behind) / 2,
+                functools.partial(slopes, moved, behind, ahead),
             )
+
+    def slopes(moved, behind, ahead):
+        near = gradient.on_the_way(moved, (-0.25, 0.25))
+        values = [behind, *near, ahead]
+        return np.diff(values) / np.diff([-1, -0.25, 0.25, 1])
 
     groups = [_Group.of(of_cotangents(), noise)]
     groups += [
@@ -314,11 +322,18 @@ def _compared(path: str, gradient: _Gradient) -> LayerDerivatives:
 
 
 class _Probe(NamedTuple):
-    """A derivative by backpropagation, and by differences of two lengths."""
+    """A derivative by backpropagation, and by differences.
+
+    Attributes:
+        exact: By backpropagation.
+        difference: By a difference.
+        slopes: Gives those on parts of the way, and is not called unless it
+            has to be.
+    """
 
     exact: float
     difference: float
-    smaller: Callable[[], float]  # not computed unless it has to be
+    slopes: Callable[[], Sequence[float]]
 
     @property
     def size(self) -> float:
@@ -328,9 +343,10 @@ class _Probe(NamedTuple):
         error = abs(self.exact - self.difference)
         if error <= _ALLOWED * self.size + 5 * noise:
             return False
-        # Where the two lengths disagree there is a kink in between.
-        change = abs(self.difference - self.smaller())
-        return change <= 0.3 * self.size + 4 * noise
+        # Where they disagree there is a kink or a jump, as where the experts
+        # change that a router chooses: several, and they may cancel.
+        spread = np.ptp([self.difference, *self.slopes()])
+        return spread <= 0.3 * self.size + 5 * noise
 
 
 class _Group(NamedTuple):

@@ -461,6 +461,34 @@ def test_a_tensor_that_is_given_twice_counts_twice():
     assert _verdicts(keras.Model(x, layers.Dense(3)(y))) == {"two": "exact"}
 
 
+class Switch(layers.Layer):
+    """Jumps at two thresholds, one at which it is, as a router may be."""
+
+    def build(self, shape):
+        self.choice = self.add_weight((1,), "zeros")
+
+    def call(self, x):
+        # Over both, a difference is 4/2, and of a quarter of the way 1/0.5.
+        far = 0.3 * {"float32": 3e-3, "float64": 1e-5}[self.compute_dtype]
+        near, far = (tf.cast(self.choice > at, x.dtype) for at in (1e-7, far))
+        return x**2 + (near + 3 * far) * x
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_jumps_are_no_slope(dtype):
+    keras.config.set_dtype_policy(dtype)
+    model = keras.Sequential(
+        [
+            keras.Input((5,)),
+            layers.Dense(6),
+            Switch(name="switch"),
+            layers.Dense(3),
+        ]
+    )
+    x = np.random.default_rng(0).normal(size=(4, 5))
+    assert _verdicts(model, x) == {"switch": "exact"}
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_what_masks_have_put_in_is_no_measure_of_steps(dtype):
     keras.config.set_dtype_policy(dtype)
