@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import foreign
 import keras
 from keras import layers
 import numpy as np
@@ -16,42 +17,14 @@ from keras_fisher.layers import Rematerialization
 _IMAGES = np.random.default_rng(0).normal(size=(4, 8, 8, 3))
 
 
-@tf.custom_gradient
-def _wrong_in_x(x):
-    y = tf.tanh(x)
-    return y, lambda above: above * tf.stop_gradient(1 - y**2)
-
-
-@tf.custom_gradient
-def _wrong_by_half(x):
-    y = tf.tanh(x)
-    slope = 1 - tf.tanh(x) ** 2
-    mixed = 0.5 * slope + tf.stop_gradient(0.5 * slope)
-    return y, lambda above: above * mixed
-
-
-@tf.custom_gradient
-def _wrong_in_the_cotangent(x):
-    @tf.custom_gradient
-    def backward(above):
-        return 2 * above, lambda above: 3 * above
-
-    return 2 * x, backward
-
-
-@tf.custom_gradient
-def _right(x):
-    return tf.tanh(x), lambda above: above * (1 - tf.tanh(x) ** 2)
-
-
 _WRONG = {
-    "in-x": _wrong_in_x,
-    "by-half": _wrong_by_half,
-    "in-the-cotangent": _wrong_in_the_cotangent,
+    "in-x": foreign.wrong_in_x,
+    "by-half": foreign.wrong_by_half,
+    "in-the-cotangent": foreign.wrong_in_the_cotangent,
     "stopped": lambda x: (x + tf.stop_gradient(tf.sin(x))) ** 2,
 }
 _RIGHT = {
-    "custom": _right,
+    "custom": foreign.right,
     "relu": tf.nn.relu,
     "abs": tf.abs,
     "linear": lambda x: 3 * x,
@@ -62,17 +35,6 @@ _RIGHT = {
     "pooled": lambda x: tf.nn.avg_pool2d(x, 2, 1, "SAME"),
     "steps": lambda x: x * tf.floor(x),
 }
-
-
-class Applied(layers.Layer):
-    """A function of somebody else's."""
-
-    def __init__(self, function, **kwargs):
-        super().__init__(**kwargs)
-        self.function = function
-
-    def call(self, x):
-        return self.function(x)
 
 
 class Block(layers.Layer):
@@ -123,8 +85,8 @@ def _verdicts(model, x=_IMAGES, **kwargs):
 @pytest.mark.parametrize("name", _WRONG)
 def test_what_is_wrong_is_found(name, activation, dtype, seed):
     keras.config.set_dtype_policy(dtype)
-    wrong = Applied(_WRONG[name], name="wrong")
-    right = Applied(_right, name="right")
+    wrong = foreign.Applied(_WRONG[name], name="wrong")
+    right = foreign.Applied(foreign.right, name="right")
     model = _network(wrong, right, seed=seed, activation=activation)
     assert _verdicts(model) == {"wrong": "differs", "right": "exact"}
 
@@ -134,7 +96,7 @@ def test_what_is_wrong_is_found(name, activation, dtype, seed):
 @pytest.mark.parametrize("name", _RIGHT)
 def test_what_is_right_is_left_alone(name, dtype, seed):
     keras.config.set_dtype_policy(dtype)
-    model = _network(Applied(_RIGHT[name], name="right"), seed=seed)
+    model = _network(foreign.Applied(_RIGHT[name], name="right"), seed=seed)
     assert _verdicts(model) == {"right": "exact"}
 
 
@@ -144,8 +106,8 @@ def test_blocks_with_statistics_kinks_and_random_draws(dtype, seed):
     keras.config.set_dtype_policy(dtype)
     model = _network(
         Block(tf.nn.relu, name="kinks"),
-        Block(_right, name="smooth"),
-        Block(_wrong_in_x, name="wrong"),
+        Block(foreign.right, name="smooth"),
+        Block(foreign.wrong_in_x, name="wrong"),
         seed=seed,
     )
     assert _verdicts(model) == {
@@ -157,7 +119,9 @@ def test_blocks_with_statistics_kinks_and_random_draws(dtype, seed):
 
 def test_the_figures_are_the_two_derivatives():
     keras.config.set_dtype_policy("float64")
-    model = _network(Applied(_wrong_by_half, name="wrong"), activation="tanh")
+    model = _network(
+        foreign.Applied(foreign.wrong_by_half, name="wrong"), activation="tanh"
+    )
     (found,) = derivative_check.check(
         model, tf.constant(_IMAGES), catalogue.unknown(model)
     )
@@ -168,7 +132,7 @@ def test_the_figures_are_the_two_derivatives():
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_sixteen_bits_are_too_rough_to_tell(policy):
     keras.config.set_dtype_policy(policy)
-    model = _network(Applied(_wrong_in_x, name="wrong"))
+    model = _network(foreign.Applied(foreign.wrong_in_x, name="wrong"))
     assert _verdicts(model) == {"wrong": "undecided"}
 
 
@@ -182,7 +146,7 @@ def _bicubic(x):
 
 @pytest.mark.parametrize("function", [_quantized, _bicubic])
 def test_what_is_not_there_is_missing(function):
-    model = _network(Applied(function, name="none"))
+    model = _network(foreign.Applied(function, name="none"))
     assert _verdicts(model) == {"none": "missing"}
 
 
@@ -191,7 +155,7 @@ def test_what_no_variable_comes_before_does_not_matter():
         [
             keras.Input((8, 8, 3)),
             layers.RandomRotation(0.3),
-            Applied(_wrong_in_x),
+            foreign.Applied(foreign.wrong_in_x),
             layers.Flatten(),
             layers.Dense(3),
         ]
@@ -202,38 +166,34 @@ def test_what_no_variable_comes_before_does_not_matter():
 def test_what_gives_integers_does_not_matter():
     inputs = keras.Input((8, 8, 3))
     x = layers.Conv2D(6, 3)(inputs)
-    largest = Applied(lambda x: tf.argmax(x, axis=-1), name="largest")(x)
+    largest = foreign.Applied(lambda x: tf.argmax(x, axis=-1), name="largest")(
+        x
+    )
     x = layers.Multiply()([x, layers.Embedding(6, 6)(largest)])
     model = keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x)))
     assert _verdicts(model) == {}
 
 
 def test_weights_without_entries_are_left_out():
-    class Empty(Applied):
+    class Empty(foreign.Applied):
         def build(self, shape):
             self.nothing = self.add_weight((0, *shape[1:]), "zeros")
 
         def call(self, x):
             return super().call(x) + tf.reduce_sum(self.nothing, axis=0)
 
-    model = _network(Empty(_wrong_in_x, name="wrong"), Empty(_right, name="ok"))
+    model = _network(
+        Empty(foreign.wrong_in_x, name="wrong"),
+        Empty(foreign.right, name="ok"),
+    )
     assert _verdicts(model) == {"wrong": "differs", "ok": "exact"}
 
 
-@tf.custom_gradient
-def _broken(x):
-    @tf.custom_gradient
-    def backward(above):
-        def backward_of_that(_):
-            raise RuntimeError("no way back from there")
-
-        return above * tf.cos(x), backward_of_that
-
-    return tf.sin(x), backward
-
-
 def test_an_error_of_a_layer_leaves_it_undecided():
-    model = _network(Applied(_broken, name="broken"), Applied(_wrong_in_x))
+    model = _network(
+        foreign.Applied(foreign.broken, name="broken"),
+        foreign.Applied(foreign.wrong_in_x),
+    )
     (broken, wrong) = derivative_check.check(
         model, tf.constant(_IMAGES, "float32"), catalogue.unknown(model)
     )
@@ -262,7 +222,7 @@ def test_rows_that_repeat_in_a_gradient():
 
 def test_operations_of_functional_models_and_shared_layers():
     x = keras.Input((8, 8, 3))
-    shared = Applied(_wrong_in_x, name="shared")
+    shared = foreign.Applied(foreign.wrong_in_x, name="shared")
     y = shared(layers.Conv2D(3, 1)(shared(x)))
     y = keras.ops.image.affine_transform(
         y, np.array([[1.0, 0.2, 0.1, 0.1, 0.8, 0.3, 0.0, 0.0]], "float32")
@@ -278,7 +238,7 @@ class _Weighted(layers.Layer):
 
     def __init__(self, function):
         super().__init__()
-        self.inner = Applied(function, name="inner")
+        self.inner = foreign.Applied(function, name="inner")
 
     def build(self, shape):
         self.kernel = self.add_weight(shape=(shape[-1], 3), name="kernel")
@@ -289,7 +249,11 @@ class _Weighted(layers.Layer):
 
 @pytest.mark.parametrize(
     "function, verdict",
-    [(tf.tanh, "exact"), (_wrong_in_x, "differs"), (lambda w: w, "exact")],
+    [
+        (tf.tanh, "exact"),
+        (foreign.wrong_in_x, "differs"),
+        (lambda w: w, "exact"),
+    ],
     ids=["right", "wrong", "itself"],
 )
 def test_layers_may_be_called_on_weights(function, verdict):
@@ -318,7 +282,7 @@ def test_nothing_in_the_model_changes():
 
 
 def test_a_call_that_a_user_has_set_comes_back():
-    layer = Applied(tf.square)
+    layer = foreign.Applied(tf.square)
     layer.call = own = lambda x: 2 * x
     model = _network(layer)
     derivative_check.check(model, tf.constant(_IMAGES), [layer])
@@ -328,7 +292,7 @@ def test_a_call_that_a_user_has_set_comes_back():
 class Named(layers.Layer):
     """As layers of other people's, whose configuration lacks a function."""
 
-    def __init__(self, factor, function=_right, **kwargs):
+    def __init__(self, factor, function=foreign.right, **kwargs):
         super().__init__(**kwargs)
         self.factor = factor
         self.function = function
@@ -342,17 +306,17 @@ class Named(layers.Layer):
 
 def test_what_repeats_is_compared_once_if_wanted():
     own_call = Named(1.0, name="own-call")
-    own_call.call = lambda x: _wrong_in_x(x)
+    own_call.call = lambda x: foreign.wrong_in_x(x)
     middle = [
         Named(1.0, name="first"),
         Named(1.0, name="again"),
         Named(2.0, name="of-another-factor"),
-        Named(1.0, _wrong_in_x, name="of-another-function"),
+        Named(1.0, foreign.wrong_in_x, name="of-another-function"),
         own_call,
         layers.Flatten(),
         Named(1.0, name="of-another-shape"),
-        Applied(_right, name="without-a-configuration"),
-        Applied(_wrong_in_x, name="nor-this"),
+        foreign.Applied(foreign.right, name="without-a-configuration"),
+        foreign.Applied(foreign.wrong_in_x, name="nor-this"),
     ]
     found = _verdicts(_network(*middle, activation="tanh"), repeats=False)
     assert found == {
@@ -406,7 +370,9 @@ def test_the_way_back_from_a_layer_ends_at_the_one_before(monkeypatch):
         sources.append(len(at))
         return gradient(tape, target, at, **kwargs)
 
-    blocks = [Applied(_right, name=f"block-{k}") for k in range(3)]
+    blocks = [
+        foreign.Applied(foreign.right, name=f"block-{k}") for k in range(3)
+    ]
     model = _network(*blocks, activation="tanh")
     monkeypatch.setattr(tf.GradientTape, "gradient", noted)
     assert set(_verdicts(model).values()) == {"exact"}
@@ -419,7 +385,7 @@ class _Network(keras.Model):
 
     def __init__(self, activation, **kwargs):
         x = keras.Input((4,))
-        y = layers.Dense(3)(Applied(activation, name="in-it")(x))
+        y = layers.Dense(3)(foreign.Applied(activation, name="in-it")(x))
         super().__init__(inputs=x, outputs=y, **kwargs)
 
 
@@ -434,16 +400,16 @@ class _Calling(_Network):
 
 def test_what_is_computed_again_is_looked_at():
     # A layer within it gets inputs that no tape knows.
-    wrong = Rematerialization(Applied(_wrong_in_x), name="again")
+    wrong = Rematerialization(foreign.Applied(foreign.wrong_in_x), name="again")
     assert _verdicts(_network(wrong, activation="tanh")) == {"again": "differs"}
 
 
 def test_models_that_only_contain_layers_are_known():
-    network = _Network(_right)
+    network = _Network(foreign.right)
     assert [each.name for each in catalogue.unknown(network)] == ["in-it"]
     stack = _Stack([keras.Input((4,)), layers.Dense(3)])
     assert catalogue.unknown(stack) == []
-    calling = _Calling(_right)
+    calling = _Calling(foreign.right)
     assert catalogue.unknown(calling)[0] is calling
     network.call = lambda inputs: inputs
     assert catalogue.unknown(network)[0] is network
@@ -494,7 +460,7 @@ def test_what_masks_have_put_in_is_no_measure_of_steps(dtype):
     keras.config.set_dtype_policy(dtype)
     mask = np.where(np.arange(6) < 3, 0.0, -1e9).astype(dtype)
     masked = layers.Lambda(lambda y: y + mask, name="masked")
-    softmax = Applied(tf.nn.softmax, name="softmax")
+    softmax = foreign.Applied(tf.nn.softmax, name="softmax")
     found = _verdicts(_network(masked, softmax, activation="tanh"))
     assert found == {"masked": "exact", "softmax": "exact"}
 
@@ -503,5 +469,5 @@ def test_half_precision_within_single_is_too_rough_to_tell():
     def rough(x):
         return tf.cast(tf.tanh(tf.cast(x, tf.bfloat16)), x.dtype)
 
-    found = _verdicts(_network(Applied(rough, name="rough")))
+    found = _verdicts(_network(foreign.Applied(rough, name="rough")))
     assert found == {"rough": "undecided"}

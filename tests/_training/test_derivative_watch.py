@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import foreign
 import keras
 from keras import layers
 import numpy as np
@@ -22,33 +23,13 @@ _MODES = {
 }
 
 
-@tf.custom_gradient
-def _wrong(x):
-    y = tf.tanh(x)
-    return y, lambda above: above * tf.stop_gradient(1 - y**2)
-
-
-@tf.custom_gradient
-def _right(x):
-    return tf.tanh(x), lambda above: above * (1 - tf.tanh(x) ** 2)
-
-
-class Applied(layers.Layer):
-    def __init__(self, function, **kwargs):
-        super().__init__(**kwargs)
-        self.function = function
-
-    def call(self, x):
-        return self.function(x)
-
-
 def _network(function):
     keras.utils.set_random_seed(1)
     return keras.Sequential(
         [
             keras.Input((6,)),
             layers.Dense(8),
-            Applied(function, name="of_a_user"),
+            foreign.Applied(function, name="of_a_user"),
             layers.Dropout(0.2, seed=3),
             layers.Dense(3),
         ]
@@ -71,7 +52,7 @@ def _warnings_of(recorded) -> list[str]:
 
 @pytest.mark.parametrize("mode", _MODES)
 def test_a_wrong_one_is_told_once_with_its_name(mode, recwarn):
-    model = _model(_wrong, **_MODES[mode])
+    model = _model(foreign.wrong_in_x, **_MODES[mode])
     training.fit(model)
     training.fit(model)
     (message,) = _warnings_of(recwarn)
@@ -80,7 +61,7 @@ def test_a_wrong_one_is_told_once_with_its_name(mode, recwarn):
 
 @pytest.mark.parametrize("mode", _MODES)
 def test_a_right_one_is_not(mode, recwarn):
-    training.fit(_model(_right, **_MODES[mode]))
+    training.fit(_model(foreign.right, **_MODES[mode]))
     assert not _warnings_of(recwarn)
 
 
@@ -90,7 +71,7 @@ def test_a_right_one_is_not(mode, recwarn):
     ids=["starts later", "every few steps"],
 )
 def test_it_looks_at_the_first_penalty(penalty, steps, recwarn):
-    model = _model(_wrong, penalty)
+    model = _model(foreign.wrong_in_x, penalty)
     # Seven batches an epoch.
     training.fit(model, epochs=1)
     assert len(_warnings_of(recwarn)) == (steps == 1)
@@ -105,7 +86,7 @@ def test_it_looks_at_the_first_penalty(penalty, steps, recwarn):
 )
 def test_what_needs_no_second_derivative_is_not_looked_at(penalty, monkeypatch):
     monkeypatch.setattr(derivative_check, "check", None)
-    training.fit(_model(_wrong, penalty))
+    training.fit(_model(foreign.wrong_in_x, penalty))
 
 
 def test_networks_that_are_known_are_not_looked_at(monkeypatch):
@@ -128,7 +109,7 @@ def test_training_is_the_same_to_the_bit(mode, monkeypatch):
     for looks in (True, False):
         if not looks:
             monkeypatch.setattr(derivative_check, "check", lambda *_, **__: [])
-        model = _model(_right, **_MODES[mode])
+        model = _model(foreign.right, **_MODES[mode])
         training.fit(model)
         found.append([v.numpy() for v in model.variables])
     training.assert_equal(*found)
@@ -137,13 +118,15 @@ def test_training_is_the_same_to_the_bit(mode, monkeypatch):
 def test_several_replicas(recwarn):
     strategy = tf.distribute.MirroredStrategy(["CPU:0"])
     with strategy.scope():
-        model = _model(_wrong)
+        model = _model(foreign.wrong_in_x)
     training.fit(model)
     assert len(_warnings_of(recwarn)) == 1
 
 
 def test_the_report_of_the_same_network():
-    report = keras_fisher.check_derivatives(_network(_wrong), training.X)
+    report = keras_fisher.check_derivatives(
+        _network(foreign.wrong_in_x), training.X
+    )
     verdicts = {
         each.path.rpartition("/")[2].rstrip("_0123456789"): each.verdict
         for each in report
@@ -152,10 +135,10 @@ def test_the_report_of_the_same_network():
     assert set(verdicts.values()) == {"exact"}
     assert not report.is_exact and "of_a_user: differs" in str(report)
     report = keras_fisher.check_derivatives(
-        _network(_right), training.X, training.Y
+        _network(foreign.right), training.X, training.Y
     )
     assert report.is_exact
-    frozen = _network(_right)
+    frozen = _network(foreign.right)
     frozen.trainable = False
     with pytest.raises(ValueError, match="no derivatives"):
         keras_fisher.check_derivatives(frozen, training.X)
