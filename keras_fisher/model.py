@@ -33,6 +33,7 @@ from keras_fisher._training.guarded_gradient import guarded_gradient
 from keras_fisher._training.measurements import NOTHING_MEASURED
 from keras_fisher._training.measurements import Measurements
 from keras_fisher._training.measurements import Observed
+from keras_fisher._training.replicas import Division
 from keras_fisher._training.replicas import Share
 from keras_fisher._training.schedule import Plan
 from keras_fisher._training.settings import Settings
@@ -251,13 +252,13 @@ class FisherModel(Settings, Evaluation):
     def predict_step(self, data):
         return self.model.predict_step(data)
 
-    def _planned_step(self, data, examples, plan: Plan):
+    def _planned_step(self, data, division: Division | None, plan: Plan):
         """A step that does what its plan says.
 
         Args:
             data: The batch of this replica.
-            examples: Number of examples of all replicas; None if each has as
-                many as this one.
+            division: Of the batch among replicas; None if each has as many
+                examples as this one.
             plan: What to do.
 
         Returns:
@@ -270,7 +271,7 @@ class FisherModel(Settings, Evaluation):
         if plan.is_plain:
             logs, observed = super().train_step(data), Observed()
         else:
-            logs, observed = self._observed_step(data, examples, plan)
+            logs, observed = self._observed_step(data, division, plan)
         self.state.remember(observed)
         logs = {**logs, "fisher_trace": self.state.last_trace()}
         if not self._measures_trace:
@@ -284,7 +285,7 @@ class FisherModel(Settings, Evaluation):
             len(self.trainable_variables), self.state.dtype
         )
 
-    def _observed_step(self, data, examples, plan: Plan):
+    def _observed_step(self, data, division: Division | None, plan: Plan):
         """All that happens to a batch that is penalized or measured.
 
         As in Keras's own step: forward pass, loss, gradients, update, metrics.
@@ -292,7 +293,7 @@ class FisherModel(Settings, Evaluation):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         optimizer, variables = self.optimizer, self.trainable_variables
         scale = optimizer.scale_loss(1.0)
-        share = Share.of(x, examples, optimizer, self.distribute_strategy)
+        share = Share.of(x, division, optimizer, self.distribute_strategy)
         is_fresh = plan.penalize == schedule.FRESH
         is_apart = is_fresh and self.penalty.is_apart
         observer = self.penalty if is_fresh else self._measurement

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from typing import Any
+from typing import NamedTuple
 
 import keras
 import tensorflow as tf
@@ -17,6 +18,19 @@ import tensorflow as tf
 from keras_fisher._common import dtypes
 from keras_fisher._common import examples as examples_lib
 from keras_fisher._training import optimizers
+
+
+class Division(NamedTuple):
+    """How replicas divide a batch among them.
+
+    Attributes:
+        examples: Number of examples of all of them, an `int64` scalar.
+        copies: How many of them have the same ones: all of a process if
+            `train_on_batch` got the batch, as in Keras; 1 of a data set.
+    """
+
+    examples: tf.Tensor
+    copies: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +54,7 @@ class Share:
     def of(
         cls,
         x: Any,
-        examples: tf.Tensor | None,
+        division: Division | None,
         optimizer: keras.optimizers.Optimizer,
         strategy: tf.distribute.Strategy,
     ) -> Share:
@@ -48,21 +62,22 @@ class Share:
 
         Args:
             x: Its inputs.
-            examples: Number of examples of all replicas; None if each has as
-                many as this one.
+            division: What there is of all replicas; None if each has as many
+                examples as this one, and others.
             optimizer: Which may accumulate the gradients of several batches.
             strategy: Which spreads the step over replicas.
         """
         replicas = strategy.num_replicas_in_sync
         accumulated = optimizers.accumulation_steps(optimizer)
         size = number_of_examples(x)
-        if examples is None:
+        if division is None:
             return cls(replicas, size, replicas * accumulated, 1.0)
+        examples, copies = division
         return cls(
             replicas,
             size,
             batches=accumulated * examples / tf.maximum(size, 1),
-            weight=size * replicas / tf.maximum(examples, 1),
+            weight=size * replicas / tf.maximum(copies * examples, 1),
         )
 
     def weighted(self, values: tf.Tensor) -> tf.Tensor:
@@ -79,6 +94,16 @@ class Share:
     def of_all(self, loss: tf.Tensor) -> tf.Tensor:
         """The loss without that factor."""
         return dtypes.times(loss, self.replicas)
+
+
+def copies(strategy: tf.distribute.Strategy, data: Any) -> int:
+    """How many replicas have the same batch, as one of them gets it."""
+    if any(
+        isinstance(leaf, tf.distribute.DistributedValues)
+        for leaf in keras.tree.flatten(data)
+    ):
+        return 1
+    return len(strategy.extended.worker_devices)
 
 
 def number_of_examples(x: Any) -> tf.Tensor:

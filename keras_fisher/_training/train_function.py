@@ -50,9 +50,8 @@ class TrainFunction:
         model: What is trained; says whether to compile, how many steps a call
             makes, and on which devices.
         schedule: The plans of the steps.
-        step: Function of the batch of a replica, the number of examples of all
-            replicas (or None) and a plan. Makes a step; returns the logs and
-            what was measured.
+        step: Function of the batch of a replica, its `Division` (or None) and
+            a plan. Makes a step; returns the logs and what was measured.
         begin: Function of the iterator, called as an epoch begins.
         first_look: Looks at the inputs of the first step.
         penalty_look: Looks at those of the first step with a fresh penalty; or
@@ -63,7 +62,9 @@ class TrainFunction:
         self,
         model: keras.Model,
         schedule: Schedule,
-        step: Callable[[Any, tf.Tensor | None, Plan], tuple[dict, dict]],
+        step: Callable[
+            [Any, replicas.Division | None, Plan], tuple[dict, dict]
+        ],
         begin: Callable[[Any], None],
         first_look: FirstLook,
         penalty_look: FirstLook | None = None,
@@ -132,8 +133,8 @@ class TrainFunction:
     def _compiled(self, plan: Plan):
         """The step of one replica by a plan."""
 
-        def step(data, examples):
-            return self._step(data, examples, plan)
+        def step(data, division):
+            return self._step(data, division, plan)
 
         if not self._model.jit_compile:
             return _after_its_batch(step)
@@ -158,17 +159,19 @@ class TrainFunction:
             number = tf.cast(
                 tf.convert_to_tensor(optimizer.iterations), tf.int64
             )
-            examples = None
+            division, copies = None, 1
             if strategy.num_replicas_in_sync > 1:
                 # Here: no replica may ask the others in a conditional.
                 sizes = strategy.run(_size_of, args=(data,))
-                examples = reduced("SUM", sizes)
+                copies = replicas.copies(strategy, data)
+                examples = reduced("SUM", sizes) // copies
+                division = replicas.Division(examples, copies)
 
             def run(plan):
                 logs, measured = strategy.run(
-                    steps[plan], args=(data, examples)
+                    steps[plan], args=(data, division)
                 )
-                size = reduced("SUM", measured.pop("batch_size"))
+                size = reduced("SUM", measured.pop("batch_size")) // copies
                 logs, measured = reduced("MEAN", (logs, measured))
                 return logs, {
                     **measured,

@@ -280,6 +280,37 @@ def counted():
     }
 
 
+def batches(name):
+    """What steps have done that `train_on_batch` has made."""
+    cls, options = _PENALTIES[name]
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    try:
+        network = training.dense_network(6, seed=1)
+        model = FisherModel(
+            network,
+            cls(_ALPHA, **{"bound": None, **options}),
+            likelihood=_Determined(from_logits=True),
+            trace_every=None,
+        )
+        _compiled(model, 0.2)
+        logs, sizes = [], []
+        for i in range(4):
+            rows = slice(i * _BATCH, (i + 1) * _BATCH)
+            logs.append(
+                model.train_on_batch(_X[rows], _Y[rows], return_dict=True)
+            )
+            sizes += model.measurements.batch_size.tolist()
+    finally:
+        keras.config.set_floatx("float32")
+    keys = [key for key in logs[0] if key != "accuracy"]
+    return {
+        "weights": _flat(network),
+        "sizes": sizes,
+        **{key: [float(each[key]) for each in logs] for key in keys},
+    }
+
+
 def of_unknown_length():
     """Steps and seeds that two epochs of three batches have taken."""
     data = tf.data.Dataset.from_tensor_slices((_X, _Y)).batch(16).take(3)
@@ -369,6 +400,16 @@ def test_replicas_count_by_their_examples():
             np.testing.assert_allclose(
                 seven[key], expected, rtol=0, atol=1e-9, err_msg=f"{key} {most}"
             )
+
+
+def test_a_batch_that_all_replicas_get_counts_once():
+    """As in Keras, whose `train_on_batch` divides it among none."""
+    names = ["fisher", "labels reused", "bounded"]
+    [results] = _results("replicas", 2, *[("batches", name) for name in names])
+    for name, actual in zip(names, results, strict=True):
+        expected = batches(name)
+        assert actual["sizes"] == expected["sizes"] != [], name
+        _assert_same(actual, expected, 1e-10, name)
 
 
 def test_a_penalty_that_one_replica_loses_does_not_reach_the_weights():
