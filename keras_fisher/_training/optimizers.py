@@ -17,6 +17,24 @@ def accumulation_steps(optimizer: keras.optimizers.Optimizer) -> int:
     return optimizer.gradient_accumulation_steps or 1
 
 
+def check_accumulation(optimizer: keras.optimizers.Optimizer) -> None:
+    """Raises a `ValueError` for accumulation that nobody counts."""
+    several = getattr(optimizer, "inner_optimizer", optimizer)
+    found = [
+        each.gradient_accumulation_steps
+        for each in getattr(several, "optimizers", ())
+    ]
+    if any(found):
+        raise ValueError(
+            "A `MultiOptimizer` does not tell which batches make up an update "
+            "if its optimizers accumulate gradients, and a penalty is divided "
+            "among these. Received: optimizers with "
+            f"gradient_accumulation_steps={found}. Leave it out of them, and "
+            "train with larger batches, which the `micro_batch_size` of a "
+            "penalty helps to fit into memory."
+        )
+
+
 def ends_step(optimizer: keras.optimizers.Optimizer) -> bool | tf.Tensor:
     """Whether the next gradients are the last of those that one update takes.
 

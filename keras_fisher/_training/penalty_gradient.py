@@ -48,10 +48,12 @@ class PenaltyGradient:
             trained: What the optimizer trains.
 
         Raises:
-            ValueError: If that is not what gradients are kept of.
+            ValueError: If that is not what gradients are kept of, or if the
+                optimizer does not tell when it makes an update.
         """
         if self._penalty is None:
             return
+        optimizers.check_accumulation(self._optimizer)
         kinds = ["gradient"] if self._penalty.stores_gradient else []
         if self._penalty.bound is not None:
             self._state.create_bound()

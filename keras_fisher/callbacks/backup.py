@@ -51,8 +51,9 @@ class BackupAndRestore(keras.callbacks.Callback):
             process that is killed after that begins anew.
 
     Raises:
-        ValueError: When training starts, if `backup_dir` cannot be written, or
-            holds backups and all of them are damaged.
+        ValueError: When training starts, if the model is not built, or if
+            `backup_dir` cannot be written, or holds backups and all of them
+            are damaged.
         OSError: If a backup cannot be written, as where the disk is full. The
             one before it stays.
 
@@ -74,6 +75,13 @@ class BackupAndRestore(keras.callbacks.Callback):
         self.delete_checkpoint = delete_checkpoint
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+        if not self.model.built:  # Only after a kill Keras would say so.
+            raise ValueError(
+                "A backup is restored before the first step, into variables "
+                f"that have to be there. Received: {self.model.name!r}, which "
+                "is not built. Before `fit`, call it on a batch of inputs, or "
+                "its `build` with their shape."
+            )
         strategy = self.model.distribute_strategy
         if replicas.writes(strategy):
             files.check_writable("backup_dir", self.backup_dir)

@@ -165,6 +165,29 @@ def test_penalties_of_variables_that_no_output_depends_on_are_refused():
         training.fit(training.compiled(FisherModel(Careless(), penalty)))
 
 
+@pytest.mark.skipif(
+    not hasattr(keras.optimizers, "MultiOptimizer"), reason="needs Keras 3.13"
+)
+@pytest.mark.parametrize("scaled", [False, True])
+def test_accumulation_that_nobody_counts_is_refused(scaled):
+    def optimizer(steps):
+        optimizers = keras.optimizers
+        each = optimizers.SGD(0.1, gradient_accumulation_steps=steps)
+        several = optimizers.MultiOptimizer(optimizers.OptimizerMap(each))
+        return optimizers.LossScaleOptimizer(several) if scaled else several
+
+    def fitted(penalty, steps):
+        model = FisherModel(training.network(), penalty)
+        return training.fit(
+            training.compiled(model, optimizer=optimizer(steps))
+        )
+
+    with pytest.raises(ValueError, match=r"accumulat.*Received.*=\[2\]"):
+        fitted(0.1, 2)
+    assert fitted(None, 2).history["fisher_trace"][-1] > 0
+    assert fitted(0.1, None).history["fisher_penalty"][-1] > 0
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 @pytest.mark.parametrize(
     ("loss", "activation"),

@@ -211,3 +211,12 @@ def test_a_fit_after_a_resumed_one_begins_where_it_is_told(backups):
 def test_a_backup_has_a_directory():
     with pytest.raises(ValueError, match="backup_dir=''"):
         BackupAndRestore("")
+
+
+def test_models_that_are_not_built_are_refused_at_once(tmp_path):
+    network = keras.Sequential([keras.layers.Dense(3)])
+    model = training.compiled(FisherModel(network, 0.1))
+    with pytest.raises(ValueError, match=r"not built.*call it on a batch"):
+        _fit(model, tmp_path)
+    model(training.X[:1])
+    assert len(_fit(model, tmp_path).history["loss"]) == 4
