@@ -82,6 +82,12 @@ IMAGE_COMMANDS = (
     ("label_noise.py", *_FIVE_SEEDS, *_GIVEN),
     (
         "label_noise.py",
+        "--name=label_noise_bounded",
+        *_FIVE_SEEDS,
+        "--strengths=bounded FP:1",
+    ),
+    (
+        "label_noise.py",
         "--name=label_noise_20",
         "--label_noise=0.2",
         *_FIVE_SEEDS,
