@@ -49,11 +49,11 @@ class LayerDerivatives:
         path: Of the layer.
         verdict: `"exact"`; `"differs"` from differences; `"missing"` if
             TensorFlow has none; `"undecided"` where numbers are too rough to
-            tell, as in 16 bits.
+            tell, as in 16 bits, or the layer failed.
         exact: The second derivative in the direction where the two are
             farthest apart, as backpropagation gives it.
         difference: The same by differences.
-        reason: What TensorFlow says where there is none.
+        reason: What TensorFlow says where there is none, or where it failed.
     """
 
     path: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cases
 import keras
 import numpy as np
 import pytest
@@ -165,9 +166,7 @@ def test_penalties_of_variables_that_no_output_depends_on_are_refused():
         training.fit(training.compiled(FisherModel(Careless(), penalty)))
 
 
-@pytest.mark.skipif(
-    not hasattr(keras.optimizers, "MultiOptimizer"), reason="needs Keras 3.13"
-)
+@cases.since_keras("3.15")
 @pytest.mark.parametrize("scaled", [False, True])
 def test_accumulation_that_nobody_counts_is_refused(scaled):
     def optimizer(steps):
