@@ -29,11 +29,29 @@ _LEARNING_RATES = experiment.define_numbers(
     (0.005, 0.01, 0.02, 0.03, 0.05, 0.1),
     "Learning rates of SGD.",
 )
-_ALPHA = flags.DEFINE_float("alpha", 0.3, "α of the Fisher Penalty.", 1e-12)
+_ALPHA = flags.DEFINE_float(
+    "alpha",
+    0.3,
+    "α of the Fisher Penalty; 0 for the runs without a penalty alone.",
+    0.0,
+)
 _EXAMPLES = flags.DEFINE_integer(
     "examples", 1024, "Training examples to measure Tr(H) and Tr(F) on.", 2
 )
 flags.adopt_module_key_flags(experiment)
+
+
+def runs() -> list:
+    """Without a penalty, and with FP."""
+    methods = [{}]
+    if _ALPHA.value:
+        methods.append(dict(method="FP", strength=_ALPHA.value))
+    return [
+        experiment.from_flags(learning_rate=float(rate), seed=seed, **method)
+        for method in methods
+        for rate in _LEARNING_RATES.value
+        for seed in experiment.seeds()
+    ]
 
 
 def measure(row: pd.Series) -> dict[str, float]:
@@ -82,8 +100,9 @@ def draw(frame: pd.DataFrame):
 
 def correlations(frame: pd.DataFrame) -> pd.DataFrame:
     """Rank correlations of TrF_i with the final traces."""
+    methods = [*frame.groupby("method", sort=False)]
     rows = []
-    for kind, runs in [("all", frame), *frame.groupby("method", sort=False)]:
+    for kind, runs in [("all", frame), *methods] if methods[1:] else methods:
         for name, column in (
             ("final Tr(H)", "hessian_trace"),
             ("final Tr(F)", "final_trace"),
@@ -96,13 +115,7 @@ def correlations(frame: pd.DataFrame) -> pd.DataFrame:
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"Unknown arguments: {argv[1:]}. See --help.")
-    runs = [
-        experiment.from_flags(learning_rate=float(rate), seed=seed, **method)
-        for method in ({}, dict(method="FP", strength=_ALPHA.value))
-        for rate in _LEARNING_RATES.value
-        for seed in experiment.seeds()
-    ]
-    frame = sweep.results(runs, experiment.output_dir(), _NAME)
+    frame = sweep.results(runs(), experiment.output_dir(), _NAME)
     print("Measuring the trained networks")
     jobs = {
         f"{os.path.splitext(row['path'])[0]}-curvature{_EXAMPLES.value}.json": (

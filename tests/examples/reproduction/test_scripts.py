@@ -93,3 +93,21 @@ def test_every_script_ends_with_a_table_and_a_figure(tmp_path):
         assert table in result.stdout
         assert (tmp_path / f"{script}.png").stat().st_size > 10_000
         assert len(pd.read_csv(tmp_path / f"{script}.csv")) >= 4
+
+
+@pytest.mark.slow
+def test_curvature_is_measured_without_penalized_runs_as_well(tmp_path):
+    result = _script(
+        "final_curvature",
+        *experiments.QUICK,
+        "--seeds=2",
+        "--learning_rates=0.05,0.1",
+        "--examples=64",
+        "--alpha=0",
+        f"--output_dir={tmp_path}",
+    )
+    assert result.returncode == 0, result.stderr
+    runs = pd.read_csv(tmp_path / "final_curvature.csv")
+    assert runs["method"].tolist() == ["none"] * 4
+    told = (tmp_path / "final_curvature.md").read_text()
+    assert "| all " not in told and "| none " in told
