@@ -102,7 +102,14 @@ IMAGE_COMMANDS = (
     ),
     ("penalty_comparison.py",),
     ("delayed_penalty.py", "--starts=0,78,390,1170"),
-    ("final_curvature.py",),
+    # Of the runs of the learning rates.
+    (
+        "final_curvature.py",
+        "--learning_rates=0.003,0.01,0.03,0.1",
+        *_FIVE_SEEDS,
+        "--alpha=0",
+        "--examples=256",
+    ),
 )
 _IMAGES = (
     "--dataset=fashion_mnist",
