@@ -10,6 +10,7 @@ backpropagation.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import functools
 import itertools
 import math
@@ -177,7 +178,7 @@ class Recording:
         ]
         norms = self._fast_norms(cotangents)
         if self.slow:
-            slow = tf.stack([self._slow_norms(c) for c in cotangents], axis=1)
+            slow = self._slow_norms(tf.stack(cotangents))
             for k, i in enumerate(self.slow):
                 norms[i] = slow[:, :, k]
         norms = tf.stack([tf.cast(n, self._dtype) for n in norms], axis=-1)
@@ -221,44 +222,64 @@ class Recording:
             for target, d in zip(targets, gradients_lib.dense(upstream))
         ]
 
-    def _slow_norms(self, cotangent: tf.Tensor) -> tf.Tensor:
-        """Of the variables in `slow`, of shape `(batch, variables)`."""
+    def _slow_norms(self, cotangents: tf.Tensor) -> tf.Tensor:
+        """Of the variables in `slow`, of shape `(batch, cotangents, slow)`.
+
+        In loops, so that the model is traced once, however many there are.
+        """
         one = self._one_in_batch if self._calls_once else self._one_alone
+        count = cotangents.shape[0]
+
+        def of_example(i):
+            gradients = one(i)
+
+            def norms(k):
+                found = gradients_lib.dense(gradients(cotangents[k]))
+                return tf.cast(gradients_lib.squared_norms(found), self._dtype)
+
+            return norms(0)[None] if count == 1 else self._loop(norms, count)
+
+        found = self._loop(of_example, self._batch_size)
+        return tf.ensure_shape(found, [self._batch_size, count, len(self.slow)])
+
+    def _loop(self, function: Callable, count: int) -> tf.Tensor:
+        # One at a time in memory.
         return tf.map_fn(
-            lambda i: tf.cast(
-                gradients_lib.squared_norms(
-                    gradients_lib.dense(one(i, cotangent))
-                ),
-                self._dtype,
-            ),
-            tf.range(self._batch_size),
+            function,
+            tf.range(count),
             fn_output_signature=self._dtype,
             parallel_iterations=1,
         )
 
-    def _one_alone(self, i, cotangent) -> list:
+    def _one_alone(self, i) -> Callable:
         """The gradients of example i, from a batch of it alone."""
         weights = [self._weights[k] for k in self.slow]
         x = examples_lib.one(self._x, i)
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
+        with tf.GradientTape(
+            persistent=True, watch_accessed_variables=False
+        ) as tape:
             for weight in weights:
                 tape.watch(weight)
             outputs, _ = call(self._layer, self._weights, x, training=False)
             outputs = structures.join(outputs)
-        return tape.gradient(
+        return lambda cotangent: tape.gradient(
             outputs, weights, output_gradients=cotangent[i][None]
         )
 
-    def _one_in_batch(self, i, cotangent) -> list:
+    def _one_in_batch(self, i) -> Callable:
         """The same from the recorded pass, so with its random numbers."""
         weights = [self._weights[k] for k in self.slow]
-        chosen = tf.one_hot(i, self._batch_size, dtype=cotangent.dtype)
-        shape = [-1] + [1] * (cotangent.shape.rank - 1)
-        return self._tape.gradient(
-            self.outputs,
-            weights,
-            output_gradients=cotangent * tf.reshape(chosen, shape),
-        )
+
+        def gradients(cotangent):
+            chosen = tf.one_hot(i, self._batch_size, dtype=cotangent.dtype)
+            shape = [-1] + [1] * (cotangent.shape.rank - 1)
+            return self._tape.gradient(
+                self.outputs,
+                weights,
+                output_gradients=cotangent * tf.reshape(chosen, shape),
+            )
+
+        return gradients
 
 
 def _check_statistics(layer, scope, varying: set[str]) -> None:
@@ -298,9 +319,11 @@ def untrusted(
     """
     if examples_lib.has_ragged(x):
         return frozenset(range(len(layer.trainable_variables)))
+    record = functools.partial(Recording, layer, x, layout, training=training)
+    fast_and_plain = _fast_and_plain(record)
     slow = frozenset()
     while True:
-        found = _disagreeing(layer, x, layout, training, slow)
+        found = _disagreeing(layer, layout, record, fast_and_plain, slow)
         if not found:
             return slow
         if found <= slow:
@@ -364,11 +387,11 @@ def _float64(tensor: tf.Tensor) -> np.ndarray:
     return tensor.numpy().astype("float64")
 
 
-def _disagreeing(layer, x, layout, training, slow) -> frozenset[int]:
-    size = layout.batch_size
+def _fast_and_plain(record: Callable[..., Recording]) -> Callable:
+    """Function of weights of the examples, with what is to be compared.
 
-    def record():
-        return Recording(layer, x, layout, training=training, one_by_one=slow)
+    The fast norms of each example, and those of backpropagation through all.
+    """
 
     @tf.function(autograph=False)
     def fast_and_plain(weights):
@@ -379,18 +402,26 @@ def _disagreeing(layer, x, layout, training, slow) -> frozenset[int]:
             gradients_lib.squared_norms(recording.gradients(cotangent)),
         )
 
+    return lambda weights: [*map(_float64, fast_and_plain(weights))]
+
+
+def _disagreeing(layer, layout, record, fast_and_plain, slow) -> frozenset[int]:
+    """Variables whose norms are wrong, with those in `slow` one by one."""
+    size, tolerance = layout.batch_size, _tolerance(layer)
+
     @tf.function(autograph=False)
     def all_norms(weights):
-        recording = record()
+        recording = record(one_by_one=slow)
         cotangent = _weighted_cotangent(recording.outputs.shape, weights)
         return recording.squared_norms(cotangent)[0]
 
-    def norms_of(weights):
-        return _float64(
-            all_norms(weights) if slow else fast_and_plain(weights)[0]
-        )
+    def fast(weights):
+        norms, _ = fast_and_plain(weights)
+        norms[:, [*slow]] = 0.0
+        return norms
 
-    tolerance = _tolerance(layer)
+    def norms_of(weights):
+        return _float64(all_norms(weights)) if slow else fast(weights)
 
     def allowed(norms):
         return tolerance * (norms + 1e-4 * norms.sum())
@@ -398,13 +429,13 @@ def _disagreeing(layer, x, layout, training, slow) -> frozenset[int]:
     # What belongs to some of the examples may not turn up in the others.
     wrong = False
     for chosen in _separating(size):
-        norms = _float64(fast_and_plain(tf.constant(chosen, tf.float32))[0])
+        norms = fast(tf.constant(chosen, tf.float32))
         inside, outside = norms[chosen].sum(axis=0), norms[~chosen].sum(axis=0)
         wrong |= outside > allowed(inside)
     # And what belongs to one has the norm of its gradient.
     for i in _representative(norms_of(tf.ones([size]))):
         alone = tf.one_hot(i, size)
-        own, plain = norms_of(alone)[i], _float64(fast_and_plain(alone)[1])
+        own, (_, plain) = norms_of(alone)[i], fast_and_plain(alone)
         # Comparisons are false for NaN, which is nothing to judge by.
         wrong |= abs(own - plain) > allowed(plain)
     return frozenset(int(i) for i in wrong.nonzero()[0])

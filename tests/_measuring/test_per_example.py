@@ -445,3 +445,33 @@ def test_examples_to_compare_cover_the_variables():
     assert per_example._representative(norms) == [0, 1]
     assert per_example._representative(np.zeros([2, 2])) == [0]
     assert len(per_example._representative(np.eye(9))) == 4
+
+
+class _Counting(layers.Layer):
+    """Hands on what it gets, and counts how often it is called."""
+
+    calls = 0
+
+    def call(self, x):
+        _Counting.calls += 1
+        return x
+
+
+def test_more_labels_are_no_more_to_trace():
+    x = np.random.default_rng(0).normal(size=(4, 3, 2)).astype("float32")
+    calls = []
+    for classes in (3, 8):
+        model = keras.Sequential(
+            [
+                keras.Input((3, 2)),
+                _Counting(),
+                layers.GRU(2),  # whose variables are done one by one
+                layers.Dense(classes),
+            ]
+        )
+        _Counting.calls = 0
+        keras_fisher.fisher_trace(
+            model, x, estimator="exact", likelihood="categorical"
+        )
+        calls.append(_Counting.calls)
+    assert calls[0] == calls[1], calls
