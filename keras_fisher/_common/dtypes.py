@@ -29,14 +29,18 @@ def precise(x) -> tf.Tensor:
 
 
 def times(x: tf.Tensor, factor: float | tf.Tensor) -> tf.Tensor:
-    """A tensor times a factor, in its dtype; itself if the factor is 1."""
+    """A tensor times a factor, in its dtype; itself if the factor is 1.
+
+    The product is of single precision or better: a loss scale of 65,536 is
+    infinite in `float16`.
+    """
     if is_one(factor):
         return x
+    dtype = at_least_single(x.dtype)
     # Not by a cast, which would round a number to single precision first.
     is_tensor = tf.is_tensor(factor)
-    return x * (
-        tf.cast(factor, x.dtype) if is_tensor else tf.constant(factor, x.dtype)
-    )
+    factor = tf.cast(factor, dtype) if is_tensor else tf.constant(factor, dtype)
+    return tf.cast(tf.cast(x, dtype) * factor, x.dtype)
 
 
 def zero_if(condition: tf.Tensor, dtype) -> tf.Tensor:

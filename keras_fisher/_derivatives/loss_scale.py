@@ -46,5 +46,5 @@ def fitting(
 def unscaled(x: tf.Tensor, scale: float | tf.Tensor) -> tf.Tensor:
     """X without the scale that it carries, in its own dtype."""
     if tf.is_tensor(scale):
-        scale = tf.cast(scale, x.dtype)
+        scale = tf.cast(scale, dtypes.at_least_single(x.dtype))
     return dtypes.times(x, 1.0 / scale)

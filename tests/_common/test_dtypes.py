@@ -19,6 +19,13 @@ def test_a_product_has_the_dtype_and_the_digits_of_the_tensor(dtype, factor):
     np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize("factor", [2.0**17, tf.constant(2.0**17)])
+def test_a_factor_may_be_larger_than_the_numbers_of_the_dtype(factor):
+    x = tf.constant([2.0**-10], tf.float16)
+    found = dtypes.times(x, factor)
+    assert found.dtype == tf.float16 and found.numpy() == [2.0**7]
+
+
 def test_a_factor_of_one_costs_nothing():
     x = tf.constant([1.0, 7.0])
     assert dtypes.times(x, 1) is x

@@ -34,3 +34,9 @@ def test_a_scale_is_taken_out_in_the_dtype_of_the_gradient(scale):
         gradient,
         rtol=1e-15,
     )
+
+
+@pytest.mark.parametrize("scale", [2.0**17, tf.constant(2.0**17)])
+def test_a_scale_may_be_larger_than_the_numbers_of_the_gradient(scale):
+    found = loss_scale.unscaled(tf.constant([2.0**7], tf.float16), scale)
+    assert found.dtype == tf.float16 and found.numpy() == [2.0**-10]

@@ -177,6 +177,30 @@ def test_mixed_float16_trains_and_keeps_its_loss_scale():
     assert np.mean(logs["loss"][-3:]) < 0.9 * logs["loss"][0]
 
 
+def test_a_reused_gradient_survives_a_scale_that_float16_has_not():
+    keras.config.set_dtype_policy("float16")
+
+    def trained(scale):
+        network = training.network(dropout=False, batch_norm=False)
+        model = FisherModel(
+            network,
+            GradientPenalty(0.3, bound=None, every=3),
+            trace_every=None,
+        )
+        optimizer = keras.optimizers.LossScaleOptimizer(
+            keras.optimizers.SGD(0.1), initial_scale=scale
+        )
+        training.compiled(model, optimizer=optimizer)
+        model.fit(
+            training.X, training.Y, batch_size=8, shuffle=False, verbose=0
+        )
+        assert float(optimizer.dynamic_scale) == scale, "no step is skipped"
+        return network.get_weights()
+
+    for a, b in zip(trained(2.0**16), trained(2.0**10), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-3)
+
+
 def test_float64_is_measured_in_float64():
     keras.config.set_dtype_policy("float64")
     model = training.compiled(
