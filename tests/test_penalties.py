@@ -53,7 +53,7 @@ def test_a_part_and_its_labels_are_drawn_independently_of_each_other():
         variable.assign(0 * variable)
     penalty = FisherPenalty(fraction=1 / networks.BATCH)
     counts = np.zeros([networks.BATCH, networks.CLASSES])
-    seeds = 900
+    seeds = 300
     for seed in range(seeds):
         forward = penalty.forward(model, x, seed=seed)
         labels = penalty.labels(
@@ -165,6 +165,7 @@ def test_mean_over_many_labels_is_the_closed_form_trace(name, options):
     np.testing.assert_allclose(values, 0.7 * estimates / 6, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_micro_batches_vary_less_than_the_whole_batch():
     model, x = networks.build("dense", "float32")
     deviations = []

@@ -72,6 +72,7 @@ def test_state_is_updated_once():
             np.testing.assert_allclose(v.numpy(), value, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_every_part_is_equally_likely():
     model, x = networks.build("dense")
     seed = keras.random.SeedGenerator(0)

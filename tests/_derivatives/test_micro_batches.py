@@ -91,15 +91,17 @@ _ASKING = {
 }
 
 
-_WITH_TABLES = ("integers", "words")  # which XLA has not
-
-
 @pytest.mark.parametrize("bound", [None, 1.0])
 @pytest.mark.parametrize(
     "name, jit",
     [
         *((name, False) for name in _ASKING),
-        *((name, True) for name in _ASKING if name not in _WITH_TABLES),
+        ("own", True),
+        # With tables, XLA has not the others.
+        *(
+            pytest.param(name, True, marks=pytest.mark.slow)
+            for name in ("groups", "pooling", "distributed")
+        ),
     ],
 )
 def test_micro_batches_of_odd_batches_know_their_shapes(name, jit, bound):

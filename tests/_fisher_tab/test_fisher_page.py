@@ -64,7 +64,10 @@ def log_dir(tmp_path_factory):
     return directory
 
 
-@pytest.fixture(scope="module", params=["auto", "false"])
+@pytest.fixture(
+    scope="module",
+    params=["auto", pytest.param("false", marks=pytest.mark.slow)],
+)
 def url(request, log_dir):
     with pages.serving(log_dir, request.param) as url:
         yield url

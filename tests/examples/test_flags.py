@@ -30,9 +30,9 @@ def test_help_explains_every_flag(script, flag, data_dir):
     "flag, message",
     [
         ("--fraction=0", "fraction"),
-        ("--stop=0", "stop"),
-        ("stray", "stray"),
         ("--strategy=multi_worker", "TF_CONFIG"),
+        pytest.param("--stop=0", "stop", marks=pytest.mark.slow),
+        pytest.param("stray", "stray", marks=pytest.mark.slow),
         pytest.param("--strategy=all", "strategy", marks=pytest.mark.slow),
         pytest.param("--cpu_devices=2", "mirrored", marks=pytest.mark.slow),
         pytest.param("--alpha=-1", "alpha", marks=pytest.mark.slow),

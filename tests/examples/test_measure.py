@@ -123,7 +123,9 @@ def test_measure_agrees_with_the_library(data_dir, tmp_path):
     _assert_bars(figure, np.abs([*hessian.values()]), "tab:orange")
 
 
-@pytest.mark.parametrize("normalizes", [True, False])
+@pytest.mark.parametrize(
+    "normalizes", [True, pytest.param(False, marks=pytest.mark.slow)]
+)
 def test_measure_gives_images_as_train_gives_them(normalizes, tmp_path):
     idx_files.write(tmp_path / "downloads" / "manual")
     model = keras.Sequential(
@@ -203,7 +205,11 @@ def test_measure_takes_the_likelihood_of_a_model_that_is_not_compiled(
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--model=missing.keras"], "There is no file missing.keras"),
+        pytest.param(
+            ["--model=missing.keras"],
+            "There is no file missing.keras",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             ["--split=half"],
             "Unknown split 'half'",
@@ -215,7 +221,11 @@ def test_measure_takes_the_likelihood_of_a_model_that_is_not_compiled(
             marks=pytest.mark.slow,
         ),
         (["--csv=/proc/none/t.csv"], "/proc/none/t.csv cannot be written"),
-        (["--likelihood=auto"], "not compiled.*Pass --likelihood=categorical"),
+        pytest.param(
+            ["--likelihood=auto"],
+            "not compiled.*Pass --likelihood=categorical",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_measure_says_what_is_wrong(flags, message, data_dir, tmp_path):

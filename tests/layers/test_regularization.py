@@ -166,6 +166,7 @@ def test_finite_difference_reaches_the_layers_in_front_of_it(options):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_trace_in_half_precision_is_close_to_single_precision(policy):
     def mean_trace(policy):

@@ -14,7 +14,13 @@ import tensorflow as tf
 
 @pytest.mark.parametrize(
     "method, strength",
-    [("none", 0.0), ("FP", 0.1), ("SAM", 0.05), ("mixup", 0.4)],
+    [
+        ("FP", 0.1),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [("none", 0.0), ("SAM", 0.05), ("mixup", 0.4)]
+        ),
+    ],
 )
 def test_a_result_is_that_of_the_saved_network(tmp_path, method, strength):
     run = experiment.from_flags(

@@ -117,6 +117,7 @@ def test_area_is_the_share_of_pairs_in_the_right_order(monkeypatch):
     }
 
 
+@pytest.mark.slow
 def test_ranking_changes_nothing_about_the_training():
     run = experiment.from_flags(learning_rate=0.1, label_noise=0.4)
     often, seldom = (noisy_labels.rank(run, m) for m in ([1, 2], [2]))
