@@ -78,6 +78,7 @@ IMAGE_COMMANDS = (
         "--name=batch_size_sweep",
         "--learning_rates=0.03",
         "--batch_sizes=32,128,512",
+        *_FIVE_SEEDS,
     ),
     ("label_noise.py", *_FIVE_SEEDS, *_GIVEN),
     (
