@@ -321,14 +321,17 @@ def untrusted(
         return frozenset(range(len(layer.trainable_variables)))
     record = functools.partial(Recording, layer, x, layout, training=training)
     fast_and_plain = _fast_and_plain(record)
+    disagreeing = functools.partial(
+        _disagreeing, layer, layout, record, fast_and_plain
+    )
     slow = frozenset()
-    while True:
-        found = _disagreeing(layer, layout, record, fast_and_plain, slow)
-        if not found:
-            return slow
+    found = _spread(layer, layout, fast_and_plain) | disagreeing(slow)
+    while found:
         if found <= slow:
             raise ValueError(_NOT_ALONE)
         slow |= found
+        found = disagreeing(slow)
+    return slow
 
 
 def check_alone(layer: keras.layers.Layer, x: Any) -> None:
@@ -405,9 +408,18 @@ def _fast_and_plain(record: Callable[..., Recording]) -> Callable:
     return lambda weights: [*map(_float64, fast_and_plain(weights))]
 
 
+def _spread(layer, layout, fast_and_plain) -> frozenset[int]:
+    """Variables of which what belongs to some examples turns up in others."""
+    wrong = np.zeros(len(layer.trainable_variables), bool)
+    for chosen in _separating(layout.batch_size):
+        norms, _ = fast_and_plain(tf.constant(chosen, tf.float32))
+        inside, outside = norms[chosen].sum(axis=0), norms[~chosen].sum(axis=0)
+        wrong |= outside > _allowed(layer, inside)
+    return _positions(wrong)
+
+
 def _disagreeing(layer, layout, record, fast_and_plain, slow) -> frozenset[int]:
     """Variables whose norms are wrong, with those in `slow` one by one."""
-    size, tolerance = layout.batch_size, _tolerance(layer)
 
     @tf.function(autograph=False)
     def all_norms(weights):
@@ -415,29 +427,24 @@ def _disagreeing(layer, layout, record, fast_and_plain, slow) -> frozenset[int]:
         cotangent = _weighted_cotangent(recording.outputs.shape, weights)
         return recording.squared_norms(cotangent)[0]
 
-    def fast(weights):
-        norms, _ = fast_and_plain(weights)
-        norms[:, [*slow]] = 0.0
-        return norms
+    def norms_and_plain(weights):
+        norms, plain = fast_and_plain(weights)
+        return (_float64(all_norms(weights)) if slow else norms), plain
 
-    def norms_of(weights):
-        return _float64(all_norms(weights)) if slow else fast(weights)
-
-    def allowed(norms):
-        return tolerance * (norms + 1e-4 * norms.sum())
-
-    # What belongs to some of the examples may not turn up in the others.
-    wrong = False
-    for chosen in _separating(size):
-        norms = fast(tf.constant(chosen, tf.float32))
-        inside, outside = norms[chosen].sum(axis=0), norms[~chosen].sum(axis=0)
-        wrong |= outside > allowed(inside)
-    # And what belongs to one has the norm of its gradient.
-    for i in _representative(norms_of(tf.ones([size]))):
-        alone = tf.one_hot(i, size)
-        own, (_, plain) = norms_of(alone)[i], fast_and_plain(alone)
+    wrong = np.zeros(len(layer.trainable_variables), bool)
+    norms, _ = norms_and_plain(tf.ones([layout.batch_size]))
+    for i in _representative(norms):
+        norms, plain = norms_and_plain(tf.one_hot(i, layout.batch_size))
         # Comparisons are false for NaN, which is nothing to judge by.
-        wrong |= abs(own - plain) > allowed(plain)
+        wrong |= abs(norms[i] - plain) > _allowed(layer, plain)
+    return _positions(wrong)
+
+
+def _allowed(layer, norms: np.ndarray) -> np.ndarray:
+    return _tolerance(layer) * (norms + 1e-4 * norms.sum())
+
+
+def _positions(wrong: np.ndarray) -> frozenset[int]:
     return frozenset(int(i) for i in wrong.nonzero()[0])
 
 
