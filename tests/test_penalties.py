@@ -46,6 +46,7 @@ def test_uniform_label_penalty_draws_labels_uniformly():
     assert np.abs(shares - 1 / 3).max() < 4 * error, shares
 
 
+@pytest.mark.slow
 def test_a_part_and_its_labels_are_drawn_independently_of_each_other():
     model, x = networks.build("dense")
     # All labels are as likely.
@@ -53,7 +54,7 @@ def test_a_part_and_its_labels_are_drawn_independently_of_each_other():
         variable.assign(0 * variable)
     penalty = FisherPenalty(fraction=1 / networks.BATCH)
     counts = np.zeros([networks.BATCH, networks.CLASSES])
-    seeds = 300
+    seeds = 900
     for seed in range(seeds):
         forward = penalty.forward(model, x, seed=seed)
         labels = penalty.labels(

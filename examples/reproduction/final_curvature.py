@@ -41,19 +41,6 @@ _EXAMPLES = flags.DEFINE_integer(
 flags.adopt_module_key_flags(experiment)
 
 
-def runs() -> list:
-    """Without a penalty, and with FP."""
-    methods = [{}]
-    if _ALPHA.value:
-        methods.append(dict(method="FP", strength=_ALPHA.value))
-    return [
-        experiment.from_flags(learning_rate=float(rate), seed=seed, **method)
-        for method in methods
-        for rate in _LEARNING_RATES.value
-        for seed in experiment.seeds()
-    ]
-
-
 def measure(row: pd.Series) -> dict[str, float]:
     """Tr(H) and Tr(F) of a trained network on the first training examples."""
     data = common.load_data(
@@ -115,7 +102,16 @@ def correlations(frame: pd.DataFrame) -> pd.DataFrame:
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"Unknown arguments: {argv[1:]}. See --help.")
-    frame = sweep.results(runs(), experiment.output_dir(), _NAME)
+    methods = [{}]
+    if _ALPHA.value:
+        methods.append(dict(method="FP", strength=_ALPHA.value))
+    runs = [
+        experiment.from_flags(learning_rate=float(rate), seed=seed, **method)
+        for method in methods
+        for rate in _LEARNING_RATES.value
+        for seed in experiment.seeds()
+    ]
+    frame = sweep.results(runs, experiment.output_dir(), _NAME)
     print("Measuring the trained networks")
     jobs = {
         f"{os.path.splitext(row['path'])[0]}-curvature{_EXAMPLES.value}.json": (

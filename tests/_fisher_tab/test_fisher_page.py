@@ -8,6 +8,7 @@ import json
 import time
 import urllib.parse
 
+import cases
 import numpy as np
 from PIL import Image
 import pytest
@@ -64,10 +65,7 @@ def log_dir(tmp_path_factory):
     return directory
 
 
-@pytest.fixture(
-    scope="module",
-    params=["auto", pytest.param("false", marks=pytest.mark.slow)],
-)
+@pytest.fixture(scope="module", params=["auto", *cases.slow(["false"])])
 def url(request, log_dir):
     with pages.serving(log_dir, request.param) as url:
         yield url

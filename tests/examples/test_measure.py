@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import cases
 import idx_files
 import keras
 from matplotlib import colors
@@ -123,9 +124,7 @@ def test_measure_agrees_with_the_library(data_dir, tmp_path):
     _assert_bars(figure, np.abs([*hessian.values()]), "tab:orange")
 
 
-@pytest.mark.parametrize(
-    "normalizes", [True, pytest.param(False, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("normalizes", [True, *cases.slow([False])])
 def test_measure_gives_images_as_train_gives_them(normalizes, tmp_path):
     idx_files.write(tmp_path / "downloads" / "manual")
     model = keras.Sequential(
