@@ -2,8 +2,9 @@
 
 A test of thirty layers, three modes and two dtypes has 180 cases. `make test`
 tries each layer, each mode and each dtype, combined in turns; `make test-all`
-tries every combination. Rows of one `parametrize` are never left out: only
-where several of them are multiplied is there a choice.
+tries every combination. Rows of one `parametrize` are not left out, only
+where several of them are multiplied is there a choice, unless a test whose
+cases take long says that `few` of them do.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import collections
 from collections.abc import Hashable
 from collections.abc import Iterable
+from collections.abc import Sequence
 
 import pytest
 
@@ -46,11 +48,26 @@ def in_turns(cases: Iterable[Values]) -> set[Values]:
     return chosen
 
 
+def spread(cases: Sequence, number: int) -> list:
+    """Some of the cases, from the first on, as far from each other as can be.
+
+    Args:
+        cases: All of them, in order.
+        number: How many to take, at least 1.
+
+    Returns:
+        Those; all if there are no more.
+    """
+    number = min(number, len(cases))
+    return [cases[i * len(cases) // number] for i in range(number)]
+
+
 def mark_the_others(items: Iterable[pytest.Item]) -> None:
     """Leaves the combinations that have no turn to `make test-all`.
 
     Those that `impossible(reason, argument=value, ...)` tells of are skipped,
-    and take nobody's turn: with `argument=[...]`, any of these values.
+    and take nobody's turn: with `argument=[...]`, any of these values. Of what
+    has a turn, a test that is marked `few(number)` tries that many.
     """
     tests = collections.defaultdict(dict)
     for item in items:
@@ -62,7 +79,12 @@ def mark_the_others(items: Iterable[pytest.Item]) -> None:
             name = item.nodeid.partition("[")[0]
             tests[name].setdefault(_values(item), []).append(item)
     for cases in tests.values():
-        for case in cases.keys() - in_turns(cases):
+        chosen = in_turns(cases)
+        first = next(iter(cases.values()))[0]
+        if few := first.get_closest_marker("few"):
+            turns = [case for case in cases if case in chosen]
+            chosen = set(spread(turns, *few.args))
+        for case in cases.keys() - chosen:
             for item in cases[case]:
                 item.add_marker(pytest.mark.slow)
 

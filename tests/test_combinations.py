@@ -33,6 +33,15 @@ def test_equal_objects(same, b): pass
 @pytest.mark.parametrize("a", [1, 2, 3, 4])
 def test_impossible(a, b): assert b == 1 or a > 2
 
+@pytest.mark.few(2)
+@pytest.mark.parametrize("a", [0, 1, 2, 3, pytest.param(4, marks=SLOW)])
+def test_few(a): pass
+
+@pytest.mark.few(1)
+@pytest.mark.parametrize("b", [0, 1])
+@pytest.mark.parametrize("a", [0, 1])
+def test_one(a, b): pass
+
 def test_alone(): pass
 """
 
@@ -65,6 +74,15 @@ def test_what_is_left_of_a_product_is_covered():
         assert {case[axis][1] for case in chosen} == set(range(4))
 
 
+@pytest.mark.parametrize(
+    "number, expected",
+    [(1, [0]), (2, [0, 2]), (3, [0, 1, 3]), (5, [0, 1, 2, 3, 4]), (9, None)],
+)
+def test_few_are_far_from_each_other(number, expected):
+    cases = [0, 1, 2, 3, 4]
+    assert combinations.spread(cases, number) == (expected or cases)
+
+
 def test_products_are_thinned_out_and_tables_are_not(pytester):
     pytester.makeconftest(
         textwrap.dedent("""
@@ -77,7 +95,7 @@ def test_products_are_thinned_out_and_tables_are_not(pytester):
         """)
     )
     pytester.makepyprojecttoml(
-        '[tool.pytest.ini_options]\nmarkers = ["slow", "impossible"]'
+        '[tool.pytest.ini_options]\nmarkers = ["slow", "impossible", "few"]'
     )
     pytester.makepyfile(_TESTS)
     run = pytester.inline_run("-m", "not slow")
@@ -93,17 +111,21 @@ def test_products_are_thinned_out_and_tables_are_not(pytester):
             "test_table",
             "test_equal_objects",
             "test_impossible",
+            "test_few",
+            "test_one",
             "test_alone",
         )
     }
-    assert list(counts.values()) == [4, 4, 2, 4, 1]
+    assert list(counts.values()) == [4, 4, 2, 4, 2, 1, 1]
     products = {name for name in names if name.startswith("test_product")}
     assert products == {
         f"test_product[{each}]" for each in ("True-0", "1-1", "1.0-0", "None-1")
     }
+    few = {name for name in names if name.startswith(("test_few", "test_one"))}
+    assert few == {"test_few[0]", "test_few[2]", "test_one[0-0]"}
     skipped = run.getreports("pytest_runtest_logreport")
     reasons = [str(report.longrepr) for report in skipped if report.skipped]
     assert [reason.count("small") for reason in reasons] == [1, 1, 0]
     assert "three" in reasons[2]
     everything = pytester.inline_run("-m", "slow or not slow")
-    everything.assertoutcome(passed=12 + 4 + 4 + 5 + 1, skipped=3)
+    everything.assertoutcome(passed=12 + 4 + 4 + 5 + 5 + 4 + 1, skipped=3)

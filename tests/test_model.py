@@ -140,6 +140,7 @@ class WithoutTrainingArgument(keras.Model):
         return self.out(x)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "make", [training.Subclassed, WithoutTrainingArgument, lambda: _unbuilt()]
 )

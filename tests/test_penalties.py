@@ -127,6 +127,7 @@ _UNBIASED = {
 }
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("options", _UNBIASED.values(), ids=_UNBIASED.keys())
 @pytest.mark.parametrize("name", ["softmax_regression", "batch_norm"])
 def test_mean_over_many_labels_is_the_closed_form_trace(name, options):
@@ -232,6 +233,7 @@ def test_bad_arguments_are_refused_with_what_was_received(
     assert str(value) in str(error.value), (name, error.value)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "options",
     [{}, dict(method="finite_difference"), dict(micro_batch_size=2)],

@@ -29,6 +29,7 @@ _LABELS = {
 }
 
 
+@pytest.mark.few(1)
 @cases.since_keras("3.15")  # which has written them
 @pytest.mark.parametrize("name", _LABELS)
 def test_files_from_before_the_move_go_on_as_their_writers_did(name):

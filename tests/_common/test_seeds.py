@@ -177,6 +177,7 @@ def test_replicas_draw_different_seeds_from_one_integer(replica_seeds):
     assert first[0] == [7, 0], "the first replica draws as without replicas"
 
 
+@pytest.mark.slow
 def test_replicas_draw_different_seeds_from_one_generator(replica_seeds):
     steps = replica_seeds["generator"]
     seeds = {tuple(seed) for replicas in steps for seed in replicas}

@@ -79,6 +79,7 @@ def test_second_derivatives_are_the_same_in_it(name, surroundings, mode):
         )
 
 
+@pytest.mark.slow
 def test_convolutions_in_recurrent_layers_are_penalized(monkeypatch):
     # As on CPUs without oneDNN, whichever this one is.
     monkeypatch.setattr(second_derivatives, "_runs_on_eigen", lambda: True)

@@ -24,6 +24,7 @@ def test_value_and_gradient_equal_brute_force_in_float64(name):
     evaluation.check_against_brute_force(FisherPenalty(0.7), name, "eager")
 
 
+@pytest.mark.few(8)
 @pytest.mark.parametrize("name", networks.NETWORKS)
 @pytest.mark.parametrize(
     "dtype",
@@ -70,6 +71,7 @@ def test_fraction_takes_the_nearest_number_of_examples(fraction, size):
     assert penalty.forward(model, x).subset.size == size
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("name", networks.NETWORKS)
 def test_finite_difference_equals_exact_in_float64(name):
     model, x = networks.build(name)
@@ -270,6 +272,7 @@ def test_more_batches_a_step_divide_the_penalty():
     np.testing.assert_allclose(one, 4 * four)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     "likelihood",
     [

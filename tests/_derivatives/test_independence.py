@@ -83,6 +83,7 @@ class _Shifted:
         return self(x)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "activation",
     [

@@ -75,6 +75,7 @@ def _told(mode, make, dtype="float32", method="finite_difference") -> list:
     return [each for each in messages if "kinks" in each]
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("mode", cases.MODES)
 @pytest.mark.parametrize("name", _WITH)
 def test_kinks_are_named(name, mode):

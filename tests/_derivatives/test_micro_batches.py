@@ -18,6 +18,7 @@ from keras_fisher import GradientPenalty
 from keras_fisher import likelihoods
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("mode", cases.MODES)
 @pytest.mark.parametrize(
     "name, size",
@@ -91,6 +92,7 @@ _ASKING = {
 }
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("bound", [None, 1.0])
 @pytest.mark.parametrize(
     "name, jit",
@@ -147,6 +149,7 @@ def test_micro_batches_of_odd_batches_know_their_shapes(name, jit, bound):
     )
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("method", ["exact", "finite_difference"])
 @pytest.mark.parametrize("mode", cases.MODES)
 @pytest.mark.parametrize("unknown", [False, True])
@@ -185,6 +188,7 @@ def test_many_micro_batches_equal_brute_force(
     evaluation.check_slope(expected, model, gradients)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("mode", ["eager", "graph"])
 def test_micro_batches_leave_out_positions_without_a_label(mode):
     keras.utils.set_random_seed(0)

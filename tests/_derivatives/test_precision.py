@@ -157,6 +157,7 @@ def _expected(name: str) -> list:
     return evaluation.run("graph", penalty, *_built(case))[2]
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("mode", cases.MODES)
 @pytest.mark.parametrize("name", _CASES)
 @pytest.mark.impossible("no kernel", name=["bicubic", "nearest"], mode="xla")

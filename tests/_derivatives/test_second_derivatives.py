@@ -138,6 +138,7 @@ def _after_a_loop(pool):
     return function
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("surroundings", [_grouped, _in_a_loop, _after_a_loop])
 @pytest.mark.parametrize("jit", [False, True])
 def test_pooling_is_exact_in_any_surroundings(surroundings, jit):

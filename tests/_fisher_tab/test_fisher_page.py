@@ -156,6 +156,7 @@ def test_the_verdict_has_the_numbers_of_the_runs(page, url, log_dir):
     tab.assert_clean(url)
 
 
+@pytest.mark.slow
 def test_the_table_is_sorted_by_a_click(page, url):
     tab = _Tab(page, url)
     tab.frame.get_by_role("button", name="peak Tr(F)").click()
@@ -183,6 +184,7 @@ def test_the_trace_is_drawn_as_it_was_written(page, url, log_dir):
     tab.assert_clean(url)
 
 
+@pytest.mark.slow
 def test_lines_are_medians_and_bands_quartiles(page, url, log_dir):
     tab = _Tab(page, url, view="Trace", smooth=8)
     frame = keras_fisher.logs.read(log_dir)
@@ -198,6 +200,7 @@ def test_lines_are_medians_and_bands_quartiles(page, url, log_dir):
     tab.assert_clean(url)
 
 
+@pytest.mark.slow
 def test_figures_and_tables_are_saved(page, url):
     tab = _Tab(page, url)
     with page.expect_download() as saved:
@@ -216,6 +219,7 @@ def test_figures_and_tables_are_saved(page, url):
     tab.assert_clean(url)
 
 
+@pytest.mark.slow
 def test_the_early_phase_is_set_against_accuracy(page, url):
     tab = _Tab(page, url, view="Early phase")
     assert "Spearman's ρ = -1.00" in tab.text()
@@ -245,6 +249,7 @@ def test_layers_are_shown_by_step(page, url, log_dir):
     tab.assert_clean(url)
 
 
+@pytest.mark.slow
 def test_the_step_and_the_runs_of_the_layers_are_chosen(page, url):
     tab = _Tab(page, url, view="Layers", left="calm", right="steep")
     tab.frame.get_by_role("slider", name="step").press("Home")
@@ -256,6 +261,7 @@ def test_the_step_and_the_runs_of_the_layers_are_chosen(page, url):
     tab.assert_clean(url)
 
 
+@pytest.mark.slow
 def test_memorization_shows_each_kind(page, url):
     tab = _Tab(page, url, view="Memorization")
     ends = {t["name"]: t["y"][-1] for t in tab.data()}
@@ -264,6 +270,7 @@ def test_memorization_shows_each_kind(page, url):
     tab.assert_clean(url)
 
 
+@pytest.mark.slow
 def test_runs_are_chosen_in_the_sidebar(page, url):
     tab = _Tab(page, url)
     tab.frame.get_by_role("checkbox", name="calm").uncheck()
@@ -280,6 +287,7 @@ def test_runs_are_chosen_in_the_sidebar(page, url):
     tab.assert_clean(url)
 
 
+@pytest.mark.slow
 def test_the_keyboard_goes_from_view_to_view(page, url):
     tab = _Tab(page, url)
     tab.frame.get_by_role("tab", name="Verdict").focus()
@@ -303,6 +311,7 @@ def test_the_keyboard_goes_from_view_to_view(page, url):
     tab.assert_clean(url)
 
 
+@pytest.mark.slow
 def test_without_plotly_the_tab_says_what_to_install(page, url):
     def answer(route):
         there = route.fetch().json()
@@ -320,6 +329,7 @@ def test_without_plotly_the_tab_says_what_to_install(page, url):
         page.unroute("**/fisher/runs*")
 
 
+@pytest.mark.slow
 def test_an_answer_that_fails_is_told_and_asked_for_again(page, url):
     def answer(route):
         if "peaks=known" in route.request.url:
@@ -368,6 +378,7 @@ def test_the_page_follows_a_run_that_trains(tmp_path, page, load_fast):
             tab.assert_clean(url)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [1280, 2560])
 def test_dark_theme_and_wide_pages(page, url, width):
     page.set_viewport_size({"width": width, "height": 900})

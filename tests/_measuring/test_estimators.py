@@ -75,6 +75,7 @@ def _log_yes_and_no(outputs):
     return tf.math.log(tf.stack([p, 1 - p], axis=-1))
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     "make, likelihood, log_probabilities",
     [
@@ -335,6 +336,7 @@ def _exact_error(model, x, likelihood, answers, positions, by):
     return np.sqrt(variance) / len(x)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("by", ["total", "layer", "variable"])
 @pytest.mark.parametrize("name", _ONE_DRAW)
 def test_the_error_of_one_draw_is_that_of_enumeration(name, by):
@@ -383,6 +385,7 @@ def test_two_errors_cover_the_truth_however_sure_the_model(sure, size):
     assert np.mean(covered) > 0.9, f"{np.mean(covered):.1%}"
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("likelihood", [Categorical(), Bernoulli()], ids=repr)
 def test_errors_of_one_draw_are_the_same_under_xla(likelihood):
     model, x = enumeration.classifier(3)

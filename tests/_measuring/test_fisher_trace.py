@@ -368,6 +368,7 @@ class _TimeMajor(keras.layers.Layer):
         return keras.ops.mean(z, axis=0)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("first", [(1, 5), (12, 1)], ids=["batch", "time"])
 def test_shapes_that_tell_too_little_decide_nothing(first):
     x = np.random.default_rng(0).normal(size=(12, 5, 3)).astype("float32")
@@ -391,6 +392,7 @@ def test_shapes_that_tell_too_little_decide_nothing(first):
     assert trace(tried, x) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_layer_in_half_precision_is_measured_as_such():
     x = np.random.default_rng(0).normal(size=(20, 7, 4)).astype("float32")
 

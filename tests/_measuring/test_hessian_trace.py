@@ -307,6 +307,7 @@ def test_stops_at_the_tolerance(monkeypatch):
     assert sum(counts) == 11
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     "loss, y",
     [

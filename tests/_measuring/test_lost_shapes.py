@@ -107,6 +107,7 @@ def _by_example(model, x) -> np.ndarray:
 _ALWAYS = ("lstm", "permuted", "text", "routed")
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "name",
     [*_ALWAYS, *cases.slow(name for name in _NETWORKS if name not in _ALWAYS)],

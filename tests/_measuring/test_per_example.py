@@ -320,6 +320,7 @@ class Jitter(layers.Layer):
         return x + 0.3 * noise
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("mode", ["training", "inference"])
 def test_noise_before_what_is_done_one_by_one_is_that_of_the_batch(mode):
     """An LSTM's gradients are those of the one call, with its noise."""
@@ -416,6 +417,7 @@ class TwoViews(layers.Layer):
         return share * tf.tanh(one) * two
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("examples_on", np.eye(networks.BATCH).tolist())
 @pytest.mark.parametrize("others", [0.0, 1.0])
 def test_no_example_hides_what_is_wrong_for_others(examples_on, others):

@@ -89,6 +89,7 @@ def test_they_equal_loops(estimator, mode):
     )
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("num_samples", [1, 6])
 def test_drawn_labels(num_samples):
     model = _model()

@@ -108,6 +108,7 @@ def test_forms_of_dense_data(name):
     assert found == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("of", [tf.sparse.from_dense, sparse.csr_matrix])
 def test_sparse_inputs(of):
     model = _network(is_sparse=True)

@@ -99,6 +99,7 @@ def test_models_that_draw_in_inference_are_not_taken_for_those(size):
     assert keras_fisher.fisher_trace(model, x, seed=0) > 0
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("quiet", [0, 3, 5])
 def test_recordings_that_louder_ones_drown_are_found_in_any_batch(quiet):
     keras.utils.set_random_seed(0)

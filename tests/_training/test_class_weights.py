@@ -61,6 +61,7 @@ def _assert_same(found, expected):
         np.testing.assert_allclose(found[1][name], losses, rtol=1e-5)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "kwargs",
     [

@@ -50,6 +50,7 @@ def _warnings_of(recorded) -> list[str]:
     ]
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("mode", _MODES)
 def test_a_wrong_one_is_told_once_with_its_name(mode, recwarn):
     model = _model(foreign.wrong_in_x, **_MODES[mode])

@@ -63,6 +63,7 @@ def _epochs_by_hand(network, penalty, epochs):
         yield trace, value
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("mode", cases.MODES)
 @pytest.mark.parametrize(
     "penalty",
@@ -137,6 +138,7 @@ def test_accumulated_batches_share_the_penalty(accumulate):
     )
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 @pytest.mark.parametrize("network", ["dense", "conv2d", "batch_norm"])
 def test_trace_in_half_precision_is_close_to_single_precision(policy, network):

@@ -40,6 +40,7 @@ def _trainable(model):
     return sum(math.prod(weight.shape) for weight in model.trainable_weights)
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(
     ("network", "published"),
     [
@@ -332,6 +333,7 @@ def test_outputs_are_logits_unless_an_activation_is_given(name):
     assert model.name == "net"
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "name", ["vgg11", "resnet", "wide_resnet", "dense_net_bc"]
 )

@@ -61,6 +61,7 @@ def arrays(monkeypatch):
     sys.modules.pop("arrays")
 
 
+@pytest.mark.slow
 def test_steps_of_a_side_have_their_shares(exported):
     found = _described(exported)
     shares = {name: d["share"] for name, d in found.items()}
@@ -88,6 +89,7 @@ def test_results_feed_the_variables_that_a_step_assigns(exported):
     assert not [n for n in only_read if any(t in n for t in trained)]
 
 
+@pytest.mark.slow
 def test_no_two_arguments_have_one_name(exported):
     for name, step in _described(exported).items():
         names = [a["name"] for a in step["arguments"]]

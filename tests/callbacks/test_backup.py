@@ -84,6 +84,7 @@ def test_the_last_backup_is_taken(backups, whole):
     assert os.listdir(backups) == [], "deleted at the end"
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     "name, damage, fault",
     [
@@ -109,6 +110,7 @@ def test_the_one_before_a_damaged_backup_is_taken(name, damage, fault, backups):
     assert sorted(os.listdir(backups)) == ["epoch-2", "epoch-3"]
 
 
+@pytest.mark.slow
 def test_a_damaged_backup_is_replaced_by_a_good_one(backups, whole):
     _change_a_byte(backups / "epoch-3" / _WEIGHTS)
     model = _model(seed=99)
@@ -158,6 +160,7 @@ def unlimited():
 
 
 # Metadata take 24 bytes, checksums 200, and the weights many thousands.
+@pytest.mark.few(1)
 @pytest.mark.parametrize("size", [0, 100, 20_000])
 def test_where_the_disk_is_full_the_last_good_backup_stays(
     size, tmp_path, unlimited, whole

@@ -28,6 +28,7 @@ class _Weights(keras.callbacks.Callback):
         self.at[step] = self.model.get_weights()
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "every, steps, expected",
     [

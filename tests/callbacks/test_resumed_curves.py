@@ -379,6 +379,7 @@ _MIRRORED = """
 """
 
 
+@pytest.mark.slow
 def test_replicas_are_written_once(tmp_path):
     code = textwrap.dedent(_MIRRORED).format(path=sys.path, logs=str(tmp_path))
     output = subprocess.run(

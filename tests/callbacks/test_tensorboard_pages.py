@@ -83,6 +83,7 @@ def _last(directory) -> dict[str, event_files.Scalar]:
     return {point.tag: point for point in event_files.scalars(str(directory))}
 
 
+@pytest.mark.slow
 def test_time_series_has_a_card_for_each_of_our_tags(log_dir, url, page):
     tags = (
         "fisher/trace",
@@ -177,14 +178,17 @@ def _check_images(page, url):
         assert image["width"] > 100 and image["height"] > 100
 
 
+@pytest.mark.slow
 def test_custom_scalars_has_lines_of_both_runs(url, page):
     _check_custom_scalars(page, url)
 
 
+@pytest.mark.slow
 def test_hparams_has_both_runs_and_their_metrics(log_dir, url, page):
     _check_hparams(page, url, log_dir)
 
 
+@pytest.mark.slow
 def test_images_shows_the_heat_maps(url, page):
     _check_images(page, url)
 

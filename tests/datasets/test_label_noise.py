@@ -28,6 +28,7 @@ def _fates(dataset):
     }
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("rate", [0.1, 0.4, 0.8, 1.0])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_noisy_share_is_as_stated(signals, rate, seed):
@@ -42,6 +43,7 @@ def test_noisy_share_is_as_stated(signals, rate, seed):
     )
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("rate", [0, 0.0])
 def test_rate_zero_changes_nothing(signals, rate):
     noisy = add_label_noise(signals, rate, noisy_data.CLASSES)
@@ -89,6 +91,7 @@ def test_mask_marks_exactly_the_labels_that_changed(signals):
     assert (label.min(), label.max()) == (0, noisy_data.CLASSES - 1)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     "pipeline",
     [
@@ -163,6 +166,7 @@ def test_larger_rate_keeps_the_noise_of_a_smaller_one(signals):
     assert more[1].sum() > was_noisy.sum() > 0
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("seed", [1, -1, 2**63, -(2**200), np.int64(7)])
 def test_another_seed_draws_independently(signals, seed):
     first, second = (

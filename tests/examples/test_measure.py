@@ -124,6 +124,7 @@ def test_measure_agrees_with_the_library(data_dir, tmp_path):
     _assert_bars(figure, np.abs([*hessian.values()]), "tab:orange")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("normalizes", [True, *cases.slow([False])])
 def test_measure_gives_images_as_train_gives_them(normalizes, tmp_path):
     idx_files.write(tmp_path / "downloads" / "manual")

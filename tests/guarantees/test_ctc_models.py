@@ -61,6 +61,7 @@ def _fit(model, adds_loss=False):
 _BOTH = pytest.mark.parametrize("adds_loss", [False, True])
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("jit_compile", [False, True])
 @_BOTH
 def test_they_train_as_plain_keras_does(adds_loss, jit_compile):
@@ -83,6 +84,7 @@ class _Likeliest(Categorical):
         return tf.argmax(outputs, axis=-1, output_type=tf.int32)
 
 
+@pytest.mark.few(1)
 @_BOTH
 def test_the_penalty_is_that_of_the_classes_of_frames(adds_loss):
     network = _network(adds_loss)
@@ -163,6 +165,7 @@ def test_labels_that_do_not_fit_the_positions_are_refused():
     assert keras_fisher.fisher_trace(network, _X, likelihood=likelihood) > 0
 
 
+@pytest.mark.few(1)
 @_BOTH
 def test_the_curvature_is_that_of_differences(adds_loss):
     """TensorFlow has no second derivative of the loss."""

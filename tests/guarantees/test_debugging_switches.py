@@ -36,6 +36,7 @@ def _fitted(**kwargs):
     return model, training.fit(model, epochs=1).history
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "kwargs",
     [

@@ -437,10 +437,12 @@ def test_logs_of_an_epoch_count_each_example_once():
             )
 
 
+@pytest.mark.slow
 def test_replicas_count_no_step_where_data_of_unknown_length_end():
     assert _results("replicas", 2, ("of_unknown_length",)) == [[[6] * 3]]
 
 
+@pytest.mark.slow
 def test_two_workers_train_as_one_and_write_once(tmp_path):
     case = ("model", "fisher reused")
     expected = run(*case, 2, "float32", str(tmp_path / "one"))

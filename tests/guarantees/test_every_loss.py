@@ -151,6 +151,7 @@ def test_every_loss_in_every_reduction(name, reduction):
 _FEW = ["SparseCategoricalCrossentropy", "MeanSquaredError"]
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("mode", ["eager", "xla"])
 @pytest.mark.parametrize("reduction", _REDUCTIONS)
 @pytest.mark.parametrize("name", [*_FEW, "Dice"])
@@ -221,6 +222,7 @@ def _two_outputs():
     )
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("mode", ["graph", "eager"])
 @pytest.mark.parametrize("reduction", _REDUCTIONS)
 def test_several_outputs(reduction, mode):

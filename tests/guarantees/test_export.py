@@ -68,6 +68,7 @@ def _assert_served_as_predicted(model, x, folder):
     )
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", _CASES)
 def test_saved_models_serve_what_is_predicted(name, tmp_path):
     make, x, y = _CASES[name]

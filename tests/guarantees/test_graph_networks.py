@@ -82,6 +82,7 @@ def _traces(model, x) -> np.ndarray:
     return np.sum(probabilities * found, axis=1)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("molecules", [_MOLECULES, None])
 def test_the_trace_of_batches_counts_rows_of_outputs(molecules):
     model, x = _built(molecules=molecules)

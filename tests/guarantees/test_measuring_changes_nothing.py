@@ -57,6 +57,7 @@ _MEASURES = {
 }
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("measure", _MEASURES)
 @pytest.mark.parametrize(
     "layer", [layers.LSTM, *cases.slow([layers.GRU]), None]

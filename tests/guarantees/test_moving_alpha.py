@@ -333,6 +333,7 @@ def test_a_copy_has_an_alpha_of_its_own():
     assert copied.alpha == 0.25
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("mode", cases.MODES)
 def test_another_penalty_begins_at_the_next_step(mode):
     """Also within `fit`, and with nothing left of the one before."""

@@ -105,6 +105,7 @@ def test_a_penalty_is_that_of_the_sum(structure, penalty):
     np.testing.assert_allclose(float(value), expected, rtol=1e-9)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("structure", ["list", "dict"])
 def test_the_exact_trace_is_the_expectation_over_all_labels(structure):
     model, (x, _) = _network(structure), _data(structure)
@@ -132,6 +133,7 @@ def test_the_exact_trace_is_the_expectation_over_all_labels(structure):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "estimator",
     ["batch", pytest.param("monte_carlo", marks=pytest.mark.slow)],
@@ -226,6 +228,7 @@ def _named(keys):
     return keras.Model(x, {key: made[key](x) for key in keys})
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("keys", "losses"),
     [

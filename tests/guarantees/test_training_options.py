@@ -165,6 +165,7 @@ _OPTIMIZERS = {
 }
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("name", "every", "mode", "steps"),
     [

@@ -83,6 +83,7 @@ def _built(name, dtype):
     return model, tf.constant(x, dtype)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("mode", ["graph", "xla", *cases.slow(["eager"])])
 @pytest.mark.parametrize("name", ["ResNeXt", "U-Net", "U-Net nearest"])
 def test_the_gradient_is_that_of_differences(name, mode):

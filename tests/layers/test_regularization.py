@@ -33,6 +33,7 @@ def _fit(model, epochs=2, learning_rate=0.1, **kwargs):
     ).history
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("mode", cases.MODES)
 @pytest.mark.parametrize(
     "penalty",
@@ -183,6 +184,7 @@ def test_trace_in_half_precision_is_close_to_single_precision(policy):
     assert abs(half / single - 1) < 0.03, (half, single)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_half_precision_trains(policy):
     keras.config.set_dtype_policy(policy)

@@ -108,6 +108,7 @@ _FAST = [
 _SETTINGS = [*((mode, "float64") for mode in _MODES), ("xla", "float32")]
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("name, mode", _FAST)
 def test_numbers_are_those_of_the_layer(name, mode):
     _check_network(name, mode, "float64", FisherPenalty(0.3))
@@ -178,6 +179,7 @@ def _images():
     return random.normal(size=(24, 6, 6, 2)), np.arange(24) % networks.CLASSES
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "kind, jit_compile",
     [

@@ -112,6 +112,7 @@ def _told(function) -> list[str]:
     ]
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("mode", _MODES)
 @pytest.mark.parametrize(
     "kind, reason",

@@ -117,6 +117,7 @@ def test_softmax_is_no_logit_where_it_is_trained(name, policy, mode):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("mode", cases.MODES)
 def test_probabilities_are_trained_as_such(mode):
     network = _SOFTMAX["dense"]()
@@ -217,6 +218,7 @@ _LOGITS = {
 }
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("name", _LOGITS)
 def test_logits_are_never_refused(name):
     keras_fisher.fisher_trace(_LOGITS[name](), _X, likelihood="categorical")
@@ -240,6 +242,7 @@ def test_the_layer_is_looked_into_once(monkeypatch):
     assert len(calls) == 1
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("mode", ["graph", "xla"])
 @pytest.mark.parametrize("fraction", [1.0, 0.5])
 @pytest.mark.parametrize("mixes", [False, True])
@@ -274,6 +277,7 @@ def message_of_softmax():
     return ""
 
 
+@pytest.mark.slow
 def test_replicas_tell_their_operations():
     module = pathlib.Path(__file__).stem
     [[message]] = clusters.results(
