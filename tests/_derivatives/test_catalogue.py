@@ -118,6 +118,7 @@ def _assert_exact(case: cases.Case, mode: str) -> None:
     assert max(errors) <= case.tolerance, errors
 
 
+@pytest.mark.few(80)
 @pytest.mark.parametrize("mode", _MODES)
 @pytest.mark.parametrize("name", cases.OPS_EXACT)
 def test_functions(name, mode):
@@ -138,6 +139,7 @@ def test_activations(name, mode):
     _assert_exact(cases.ACTIVATIONS_EXACT[name], mode)
 
 
+@pytest.mark.few(60)
 @pytest.mark.parametrize("mode", _MODES)
 @pytest.mark.parametrize("name", layer_cases.LAYERS_EXACT)
 def test_layers(name, mode):

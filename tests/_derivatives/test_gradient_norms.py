@@ -19,6 +19,7 @@ from keras_fisher import likelihoods
 from keras_fisher._common import random_draws
 
 
+@pytest.mark.few(8)
 @pytest.mark.parametrize("name", networks.NETWORKS)
 def test_value_and_gradient_equal_brute_force_in_float64(name):
     evaluation.check_against_brute_force(FisherPenalty(0.7), name, "eager")
@@ -84,6 +85,7 @@ def test_finite_difference_equals_exact_in_float64(name):
     assert error < 1e-6, error
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", ["dense", "conv2d", "batch_norm", "lstm"])
 @pytest.mark.parametrize("mode", cases.MODES)
 def test_finite_difference_is_right_to_three_digits_in_float32(name, mode):
@@ -194,6 +196,7 @@ def test_finite_difference_works_without_second_derivative():
         evaluation.run("graph", FisherPenalty(), model, x)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("mode", cases.MODES)
 @pytest.mark.parametrize("method", ["exact", "finite_difference"])
 @pytest.mark.parametrize("name", ["conv1d", "batch_norm", "two_inputs"])

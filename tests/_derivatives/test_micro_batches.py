@@ -40,6 +40,7 @@ def test_micro_batches_equal_brute_force(name, mode, size):
     )
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("mode", ["graph", "xla"])
 @pytest.mark.parametrize(
     "name",

@@ -285,6 +285,7 @@ print(loader().load(base_plugin.TBContext()).plugin_name)
 """
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("backend", ["tensorflow", "jax"])
 def test_tensorboard_finds_it_and_starts_in_any_case(backend):
     found = subprocess.run(

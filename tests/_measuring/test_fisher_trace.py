@@ -41,6 +41,7 @@ def test_parts_sum_to_the_total(estimator):
     assert set(trace("layer")) == {p.rpartition("/")[0] for p in paths}
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "num_samples", [1, 3, pytest.param(70, marks=pytest.mark.slow)]
 )
@@ -89,6 +90,7 @@ def test_xla_agrees(estimator, dtype):
     )
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "policy",
     [

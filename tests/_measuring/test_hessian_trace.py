@@ -67,6 +67,7 @@ def _quadratic_forms(model, matrix, seed, count) -> np.ndarray:
     return np.array(forms)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     "name, jit_compile",
     [
@@ -111,6 +112,7 @@ def _by_variable(model, matrix, seed, count) -> np.ndarray:
     return np.array(found)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "name, jit_compile", [("dense", False), ("dense", True), ("shared", False)]
 )
@@ -156,6 +158,7 @@ def test_many_probes_find_the_diagonal_blocks():
         assert abs(trace - block.sum()) <= 4 * trace.standard_error + 1e-6
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", ["lstm", "embedding"])
 def test_recurrent_layers_and_repeated_rows(name):
     model, x = networks.build(name)

@@ -191,6 +191,7 @@ _NETWORKS = {
 }
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", cases.some_slow(_NETWORKS, ["recurrent"]))
 def test_training_and_measuring_change_nothing_but_values(name):
     model = _NETWORKS[name]()

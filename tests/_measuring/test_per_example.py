@@ -122,6 +122,7 @@ def _recording(model, x, passes=1, **kwargs):
 _RECURRENT = ("lstm", "gru", "two_inputs")
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("name", cases.some_slow(networks.NETWORKS, _RECURRENT))
 def test_common_layers_in_double_precision(name):
     model, x = networks.build(name)
@@ -129,6 +130,7 @@ def test_common_layers_in_double_precision(name):
     assert bool(slow) == (name in _RECURRENT)
 
 
+@pytest.mark.few(10)
 @pytest.mark.parametrize(
     "name",
     cases.some_slow(

@@ -50,7 +50,7 @@ def _warnings_of(recorded) -> list[str]:
     ]
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("mode", _MODES)
 def test_a_wrong_one_is_told_once_with_its_name(mode, recwarn):
     model = _model(foreign.wrong_in_x, **_MODES[mode])
@@ -60,6 +60,7 @@ def test_a_wrong_one_is_told_once_with_its_name(mode, recwarn):
     assert "of_a_user" in message and "finite_difference" in message
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("mode", _MODES)
 def test_a_right_one_is_not(mode, recwarn):
     training.fit(_model(foreign.right, **_MODES[mode]))

@@ -109,7 +109,7 @@ def _data(**weights):
     return dict(x=_X, y=_Y, batch_size=8, verbose=0, **weights)
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("mode", _MODES)
 @pytest.mark.parametrize("cls", _CLASSES)
 def test_numbers_are_those_of_the_model_itself(cls, mode):
@@ -192,6 +192,7 @@ def test_own_resets_are_called():
     assert model.model.resets == 1
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("mode", ["eager", "graph", "xla"])
 @pytest.mark.parametrize("cls", [Augmented, Bare])
 def test_flags_are_split_off_and_counted(cls, mode):

@@ -118,7 +118,7 @@ class Careless(training.Subclassed):
         return super().call(x, training=training)
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.filterwarnings("ignore:Gradients do not exist")
 @pytest.mark.parametrize("jit", [False, True])
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ def _network(kind):
     )
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("trace_every", [None, 1])
 @pytest.mark.parametrize("kind", ["dict", "list", "subclassed"])
 def test_they_train_as_plain_keras_does(kind, trace_every):
@@ -60,6 +61,7 @@ def test_they_train_as_plain_keras_does(kind, trace_every):
     assert not any("accuracy" in name for name in evaluated)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("kind", ["dict", "list", "subclassed"])
 def test_both_are_labels(kind):
     """In the trace with the labels given, and so in penalties."""

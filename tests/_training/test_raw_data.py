@@ -127,6 +127,7 @@ def test_data_that_cannot_be_preprocessed_are_refused():
         model.fit(batches, verbose=0)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("wrapped", [False, True])
 @pytest.mark.parametrize("kind", ["arrays", "dataset"])
 def test_what_is_measured_is_preprocessed(kind, wrapped):

@@ -185,6 +185,7 @@ def test_a_step_that_accumulates_gradients_is_measured_once(
     assert seen == [0, 1, 2, 3]  # of seven batches
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("mode", ["graph", "xla", "eager"])
 @pytest.mark.parametrize("steps", [1, 2])
 def test_no_step_is_counted_where_data_of_unknown_length_end(mode, steps):

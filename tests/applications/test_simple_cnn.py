@@ -108,6 +108,7 @@ def test_saved_model_gives_the_same_outputs(tmp_path, input_shape):
     )
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("input_shape", [(40, 1), (8, 8, 1)])
 def test_training_fits_a_batch(input_shape):
     keras.utils.set_random_seed(0)

@@ -13,6 +13,7 @@ _ROOT = pathlib.Path(__file__).parents[2]
 _SCRIPTS = sorted((_ROOT / "benchmarks").glob("*.py"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "path",
     [

@@ -73,6 +73,7 @@ def test_steps_of_a_side_have_their_shares(exported):
     }
 
 
+@pytest.mark.slow
 def test_results_feed_the_variables_that_a_step_assigns(exported):
     step = _described(exported)["FP every 10, reused"]
     arguments = step["arguments"]

@@ -52,6 +52,7 @@ def test_a_second_run_in_a_directory_gets_one_of_its_own(tmp_path):
     assert after == first
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_any_backup_is_begun_anew(tmp_path):
     """However often: there is one run, as if it had not been killed."""
 

@@ -44,6 +44,7 @@ def _by_hand(steps, **kwargs):
     return curves
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "jit, steps",
     [
@@ -254,6 +255,7 @@ def test_evaluation_alone_is_written_as_keras_does(tmp_path):
     assert len(written_curves.scalars(tmp_path / "validation", tag)) == 1
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("update_freq", ["epoch", 1])
 def test_a_loop_of_ones_own_needs_no_epochs(update_freq, tmp_path):
     """The hooks of batches are enough, as they are for Keras's callback."""

@@ -216,6 +216,7 @@ def test_integer_and_one_hot_labels_meet_the_same_fate(dtype, batch_size):
     np.testing.assert_array_equal(mask, is_noisy)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("batch", "label_shape"),
     [

@@ -26,6 +26,7 @@ def test_help_explains_every_flag(script, flag, data_dir):
     assert "(default:" in result.stdout
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "flag, message",
     [

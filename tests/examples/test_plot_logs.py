@@ -56,6 +56,7 @@ def test_figures_are_drawn_from_logs(data_dir, tmp_path):
     assert runs["early_trace"].notna().all()
 
 
+@pytest.mark.slow
 def test_figures_of_nothing_are_an_error(data_dir, tmp_path):
     result = scripts.run(
         "plot_logs.py", f"--log_dir={tmp_path}", data_dir=data_dir

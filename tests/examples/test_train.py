@@ -45,6 +45,7 @@ def test_train_writes_the_trace_at_its_true_steps(data_dir, tmp_path):
     assert steps == [0, 4, 8, 10, 12, 16, 20]  # of 11 a pass, 22 in all
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "flag, said",
     [

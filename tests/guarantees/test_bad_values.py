@@ -331,6 +331,7 @@ def test_exploding_logits_are_penalized_as_far_as_they_are_finite():
     assert finite and (lost == np.isnan(logs["loss"][0])), logs
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     "penalty",
     [

@@ -223,7 +223,7 @@ _SETTINGS = {
 }
 
 
-@pytest.mark.few(5)
+@pytest.mark.few(3)
 @pytest.mark.parametrize("mode", cases.MODES)
 @pytest.mark.parametrize("name", _SETTINGS)
 def test_weights_equal_those_of_a_loop(name, mode):

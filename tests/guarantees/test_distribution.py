@@ -389,6 +389,7 @@ def test_parts_of_the_batch_train_as_micro_batches_do(strategy, number, cases):
             _assert_same(actual, expected, rtol, what)
 
 
+@pytest.mark.slow
 def test_replicas_count_by_their_examples():
     cases = [({}, np.inf), (dict(global_clipnorm=0.1), 0.1)]
     calls = [("uneven", 7, options) for options, _ in cases]
@@ -402,6 +403,7 @@ def test_replicas_count_by_their_examples():
             )
 
 
+@pytest.mark.slow
 def test_a_batch_that_all_replicas_get_counts_once():
     """As in Keras, whose `train_on_batch` divides it among none."""
     names = ["fisher", "labels reused", "bounded"]
@@ -423,6 +425,7 @@ def test_a_penalty_that_one_replica_loses_does_not_reach_the_weights():
     assert np.isfinite(half["loss"]).all()
 
 
+@pytest.mark.slow
 def test_logs_of_an_epoch_count_each_example_once():
     """Replicas have three, three, and one or none of the examples."""
     [[found]] = _results("replicas", 2, ("counted",))

@@ -152,7 +152,7 @@ def test_every_loss_in_every_reduction(name, reduction):
 _FEW = ["SparseCategoricalCrossentropy", "MeanSquaredError"]
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("mode", ["eager", "xla"])
 @pytest.mark.parametrize("reduction", _REDUCTIONS)
 @pytest.mark.parametrize("name", [*_FEW, "Dice"])
@@ -176,6 +176,7 @@ _OPTIONS = {
 }
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("option", _OPTIONS)
 @pytest.mark.parametrize("reduction", ["sum_over_batch_size", "sum", "none"])
 def test_what_fit_and_compile_take(reduction, option):

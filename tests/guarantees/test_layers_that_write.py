@@ -48,7 +48,7 @@ def _everything():
     )
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("mode", ["graph", *cases.slow(["eager", "xla"])])
 @pytest.mark.parametrize(
     "penalty", cases.FISHER_PENALTIES, ids=cases.name_of_penalty

@@ -73,6 +73,7 @@ def test_no_variable_and_no_seed_moves(layer, measure):
         np.testing.assert_array_equal(found, expected, err_msg=path)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("activation", [None, "softmax"])
 @pytest.mark.parametrize("layer", [layers.LSTM, layers.GRU])
 def test_training_with_measurements_ends_with_the_weights_of_keras(

@@ -45,6 +45,7 @@ def test_wrong_values_are_refused_before_anything_trains(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "script",
     [
