@@ -14,17 +14,7 @@ _SCRIPTS = sorted((_ROOT / "benchmarks").glob("*.py"))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(
-            path,
-            marks=() if path.stem == "steps" else pytest.mark.slow,
-            id=path.stem,
-        )
-        for path in _SCRIPTS
-    ],
-)
+@pytest.mark.parametrize("path", _SCRIPTS, ids=lambda path: path.stem)
 def test_help_explains_the_flags(path, tmp_path):
     result = subprocess.run(
         [sys.executable, path, "--help"],

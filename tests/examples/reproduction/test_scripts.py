@@ -46,13 +46,7 @@ def test_wrong_values_are_refused_before_anything_trains(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "script",
-    [
-        *_SCRIPTS[:1],
-        *(pytest.param(name, marks=pytest.mark.slow) for name in _SCRIPTS[1:]),
-    ],
-)
+@pytest.mark.parametrize("script", _SCRIPTS)
 def test_help_explains_the_flags(script):
     """Also those of the modules that scripts share."""
     result = _script(script, "--help")
