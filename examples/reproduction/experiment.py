@@ -15,13 +15,13 @@ import os
 import pathlib
 import platform
 import sys
-import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 from absl import flags
 import keras
 import numpy as np
+from resuming import Backup
 from sharpness_aware import SharpnessAwareModel
 import tensorflow as tf
 
@@ -202,16 +202,18 @@ def load_data(run: Run) -> common.Data:
 def train(run: Run, path: str, jit: bool | str = "auto") -> dict:
     """Trains a network, and saves it.
 
+    Goes on where a process that has died was at it.
+
     Args:
         run: What to train.
-        path: Where the trained network goes, a `.keras` file.
+        path: Where the trained network goes, a `.keras` file, and beside it
+            backups while it is trained.
         jit: Whether XLA compiles, as `jit_compile` of Keras.
 
     Returns:
         The result: what was measured at the end, and `history`, a dictionary
         for each epoch. Shares and traces, as numbers that JSON can hold.
     """
-    begin = time.perf_counter()
     keras.utils.set_random_seed(run.seed)
     data = load_data(run)
     network = common.build_network(run.model, data.input_shape, data.classes)
@@ -225,8 +227,10 @@ def train(run: Run, path: str, jit: bool | str = "auto") -> dict:
             "accuracy", run.early_accuracy, warn_above=None
         )
         callbacks.append(early)
+    backup = Backup(os.path.splitext(path)[0] + "-backup", watch.rows, early)
+    callbacks.append(backup)  # The last, so that no backup is ahead.
     trainer.fit(
-        _batches(data, run),
+        _batches(common.by_step(data, trainer), run, data.classes),
         epochs=run.epochs,
         callbacks=callbacks,
         shuffle=False,  # the data set does
@@ -234,6 +238,7 @@ def train(run: Run, path: str, jit: bool | str = "auto") -> dict:
     )
     with common.replacing(path) as temporary:
         network.save(temporary)
+    backup.delete()
     return {
         **watch.rows[-1],
         "early_trace": math.nan if early is None else early.early_trace,
@@ -241,7 +246,7 @@ def train(run: Run, path: str, jit: bool | str = "auto") -> dict:
         "best_test_accuracy": max(
             row["test_accuracy"] for row in watch.rows if "test_accuracy" in row
         ),
-        "seconds": time.perf_counter() - begin,
+        "seconds": backup.seconds,
         "versions": _versions(),
         "history": watch.rows,
     }
@@ -337,11 +342,11 @@ def _compile(trainer: keras.Model, run: Run, jit: bool | str, **kwargs) -> None:
     )
 
 
-def _batches(data, run: Run) -> tf.data.Dataset:
+def _batches(batches: tf.data.Dataset, run: Run, classes: int):
     """The batches to train on, with labels as the method takes them."""
-    batches = data.train.map(_given_label)
+    batches = batches.map(_given_label)
     if _has_soft_labels(run):
-        batches = batches.map(lambda x, y: (x, tf.one_hot(y, data.classes)))
+        batches = batches.map(lambda x, y: (x, tf.one_hot(y, classes)))
     if run.method == "mixup":
         batches = _mixed(batches, run.strength, run.seed)
     return batches.prefetch(tf.data.AUTOTUNE)

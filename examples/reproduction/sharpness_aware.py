@@ -23,6 +23,7 @@ class SharpnessAwareModel(keras.Model):
     def __init__(self, model: keras.Model, rho: float, **kwargs):
         super().__init__(**kwargs)
         self.model, self.rho = model, rho
+        self.built = model.built
 
     def call(self, inputs, training=None):
         return self.model(inputs, training=training)
