@@ -35,12 +35,20 @@ EARLY_ACCURACY = flags.DEFINE_float(
     0.0,
     1.0,
 )
+FRACTION = flags.DEFINE_float(
+    "fraction", 1.0, "Share of the batch to compute a penalty on, in (0, 1]."
+)
 _JIT = flags.DEFINE_enum(
     "jit",
     "auto",
     ["auto", "true", "false"],
     "Whether to compile with XLA; auto is Keras's choice, GPUs only. On CPUs "
     "true is faster for signals and dense networks, slower for images.",
+)
+flags.register_validator(
+    "fraction",
+    lambda fraction: 0 < fraction <= 1,
+    "--fraction must be in (0, 1].",
 )
 
 

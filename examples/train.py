@@ -50,9 +50,6 @@ _WARMUP_STEPS = flags.DEFINE_integer(
     "Steps over which the bound grows; lower it for short trainings.",
     0,
 )
-_FRACTION = flags.DEFINE_float(
-    "fraction", 1.0, "Share of the batch to compute the penalty on, in (0, 1]."
-)
 _EVERY = flags.DEFINE_integer(
     "every", 1, "Compute the penalty every so many steps.", 1
 )
@@ -150,11 +147,6 @@ flags.register_validator(
     lambda patterns: all(map(_is_regular_expression, patterns)),
     "--exclude must be a regular expression, as dense/kernel or bias$.",
 )
-flags.register_validator(
-    "fraction",
-    lambda fraction: 0 < fraction <= 1,
-    "--fraction must be in (0, 1].",
-)
 flags.register_multi_flags_validator(
     ["start", "stop"],
     lambda f: f["stop"] is None or f["stop"] > f["start"],
@@ -189,7 +181,7 @@ def penalty() -> penalties_lib.Penalty | None:
     cls = type(penalties_lib.get(_PENALTY.value))
     return cls(
         _ALPHA.value,
-        fraction=_FRACTION.value,
+        fraction=settings.FRACTION.value,
         every=_EVERY.value,
         reuse=_REUSE.value,
         start=_START.value,

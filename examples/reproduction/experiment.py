@@ -86,6 +86,7 @@ class Run:
         method: One of `METHODS`.
         strength: Of the method; 0 for `"none"`.
         start: Optimizer step from which a penalty is added.
+        fraction: Share of the batch that a penalty is computed on.
         label_noise: Share of the training labels that are drawn anew.
         holdout: Share of the training set to leave out, and to measure the
             accuracy on instead of the test set. Its labels are as noisy.
@@ -107,6 +108,7 @@ class Run:
     method: str = "none"
     strength: float = 0.0
     start: int = 0
+    fraction: float = 1.0
     label_noise: float = 0.0
     holdout: float = 0.0
     seed: int = 0
@@ -126,6 +128,7 @@ def from_flags(**values) -> Run:
         measure_every=_MEASURE_EVERY.value,
         augment=settings.AUGMENT.value,
         train_examples=settings.TRAIN_EXAMPLES.value,
+        fraction=settings.FRACTION.value,
     )
     return Run(**{**described, **values})
 
@@ -311,11 +314,17 @@ class Watch(keras.callbacks.Callback):
 def _trainer(run: Run, network: keras.Model) -> keras.Model:
     if run.method == "SAM":
         return SharpnessAwareModel(network, run.strength)
-    penalty = None
-    if run.method in PENALTIES:
-        penalty = PENALTIES[run.method](run.strength, start=run.start)
     return keras_fisher.FisherModel(
-        network, penalty, trace_every=4, seed=run.seed
+        network, penalty(run), trace_every=4, seed=run.seed
+    )
+
+
+def penalty(run: Run) -> keras_fisher.penalties.Penalty | None:
+    """The penalty that a run is trained with."""
+    if run.method not in PENALTIES:
+        return None
+    return PENALTIES[run.method](
+        run.strength, start=run.start, fraction=run.fraction
     )
 
 

@@ -191,11 +191,8 @@ def rank(run: Run, moments: list[int]) -> dict:
     keras.utils.set_random_seed(run.seed)
     data = experiment.load_data(run)
     network = common.build_network(run.model, data.input_shape, data.classes)
-    penalty = None
-    if run.method != "none":
-        penalty = experiment.PENALTIES[run.method](run.strength)
     trainer = keras_fisher.FisherModel(
-        network, penalty, trace_every=None, seed=run.seed
+        network, experiment.penalty(run), trace_every=None, seed=run.seed
     )
     trainer.compile(
         keras.optimizers.SGD(run.learning_rate, momentum=run.momentum),

@@ -87,6 +87,23 @@ IMAGE_COMMANDS = (
         *_FIVE_SEEDS,
         "--strengths=bounded FP:1",
     ),
+    # A penalty on an eighth of each batch costs little.
+    (
+        "label_noise.py",
+        "--name=label_noise_eighth",
+        "--fraction=0.125",
+        *_FIVE_SEEDS,
+        *_GIVEN,
+        "--strengths=bounded FP:1",
+    ),
+    (
+        "label_noise.py",
+        "--name=label_noise_60000",
+        "--train_examples=60000",
+        "--fraction=0.125",
+        *_FIVE_SEEDS,
+        *_GIVEN,
+    ),
     (
         "label_noise.py",
         "--name=label_noise_20",

@@ -62,9 +62,11 @@ def results(runs: Iterable[Run], output_dir: str, title: str) -> pd.DataFrame:
         found = shared(
             {path(run, directory, "json"): job(run) for run in runs}, "run"
         )
+    for result in found:
+        del result["run"]  # which may be of before a field was added
     return pd.DataFrame(
         {
-            **result.pop("run"),
+            **dataclasses.asdict(run),
             **result,
             "path": path(run, directory, "keras"),
         }
@@ -170,9 +172,11 @@ def _read(path: str) -> dict:
 def path(run: Run, directory: str, extension: str) -> str:
     """Where a file of a run is: runs that differ in anything have others."""
     known = dataclasses.asdict(run)
+    # Runs of before these fields keep their names.
     if run.train_examples is None:
-        # Runs of before this field keep their names.
         del known["train_examples"]
+    if run.fraction == 1 or run.method not in experiment.PENALTIES:
+        del known["fraction"]
     fields = json.dumps(known, sort_keys=True)
     digest = hashlib.sha256(fields.encode()).hexdigest()[:10]
     name = f"{run.method}-{run.strength:g}-lr{run.learning_rate:g}"

@@ -73,6 +73,23 @@ def test_methods_do_what_they_are_called(tmp_path):
         assert 0 < near < 0.2 * far, (method, near, far)
 
 
+def test_a_run_has_the_penalty_that_it_describes():
+    for method in experiment.METHODS:
+        run = experiment.from_flags(
+            learning_rate=0.1,
+            method=method,
+            strength=0.3,
+            start=7,
+            fraction=0.5,
+        )
+        penalty = experiment.penalty(run)
+        if method not in experiment.PENALTIES:
+            assert penalty is None, method
+            continue
+        assert (penalty.alpha, penalty.start, penalty.fraction) == (0.3, 7, 0.5)
+        assert (penalty.bound is not None) == method.startswith("bounded")
+
+
 @pytest.mark.parametrize("shape", [(16, 12, 2), (16, 6, 6, 2)])
 def test_mixup_mixes_inputs_and_labels_with_the_same_weights(shape):
     x = np.random.default_rng(0).normal(size=shape).astype("float32")

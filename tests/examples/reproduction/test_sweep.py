@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import pathlib
 import signal
 import subprocess
 import sys
@@ -70,8 +72,38 @@ def test_runs_that_differ_in_anything_have_files_of_their_own(tmp_path):
             seed=3,
         ).items()
     ]
+    others += [
+        experiment.from_flags(
+            learning_rate=0.1, method="FP", strength=0.1, fraction=fraction
+        )
+        for fraction in (1.0, 0.5)
+    ]
     paths = {sweep.path(run, tmp_path, "json") for run in (base, *others)}
-    assert len(paths) == 17
+    assert len(paths) == 19
+
+
+def test_a_fraction_makes_no_other_run_where_nothing_is_penalized(tmp_path):
+    paths = {
+        sweep.path(
+            experiment.from_flags(learning_rate=0.1, fraction=fraction),
+            tmp_path,
+            "json",
+        )
+        for fraction in (1.0, 0.5)
+    }
+    assert len(paths) == 1, paths
+
+
+def test_results_of_before_a_field_was_added_have_it(tmp_path, monkeypatch):
+    run = experiment.from_flags(learning_rate=0.1)
+    path = pathlib.Path(sweep.path(run, tmp_path / "runs", "json"))
+    path.parent.mkdir()
+    path.write_text(json.dumps({"run": {"seed": 0}, **experiments.result(0.5)}))
+    experiments.train_by(monkeypatch, None)
+    frame = sweep.results([run], tmp_path, "old")
+    assert frame["fraction"].tolist() == [1.0]
+    assert "run" not in frame
+    assert sweep.histories(frame)["fraction"].tolist() == [1.0, 1.0]
 
 
 def test_a_run_that_fails_is_trained_the_next_time(tmp_path, monkeypatch):
