@@ -21,7 +21,6 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 from absl import flags
 import keras
 import numpy as np
-from resuming import Backup
 from sharpness_aware import SharpnessAwareModel
 import tensorflow as tf
 
@@ -31,6 +30,7 @@ import keras_fisher
 # modules here take them from this one.
 sys.path.append(str(pathlib.Path(__file__).parents[1]))
 import common
+from resuming import Backup
 import settings
 
 # What a run can be trained with beside its loss, each with one strength: α of
