@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+import contextlib
+import os
+import threading
 from typing import Any
 
 import tensorflow as tf
@@ -67,7 +70,8 @@ class FirstLook:
         def look(*values):
             given = iter(values)
             flat = [None if leaf is None else next(given) for leaf in leaves]
-            self.look(tf.nest.pack_sequence_as(x, flat, True))
+            with _LOOKS:
+                self.look(tf.nest.pack_sequence_as(x, flat, True))
 
         there = [leaf for leaf in leaves if leaf is not None]
 
@@ -76,3 +80,49 @@ class FirstLook:
                 return tf.constant(True)
 
         return [tf.cond(number == at, looked, lambda: tf.constant(False))]
+
+
+class _Looks(contextlib.AbstractContextManager):
+    """Context of a function on the host that calls functions itself.
+
+    It holds one of TensorFlow's threads, and a function that it calls waits
+    for another one: for ever, if looks hold them all, as a single one does on a
+    machine of one processor. There functions run as Python meanwhile.
+    """
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._count, self._before = 0, None
+
+    def __enter__(self):
+        with self._lock:
+            self._count += 1
+            if self._before is None and self._count >= _threads():
+                self._before = tf.config.functions_run_eagerly()
+                tf.config.run_functions_eagerly(True)
+
+    def __exit__(self, *_):
+        with self._lock:
+            self._count -= 1
+            if self._count == 0 and self._before is not None:
+                tf.config.run_functions_eagerly(self._before)
+                self._before = None
+
+
+_LOOKS = _Looks()
+
+
+def _threads() -> int:
+    """On how many threads TensorFlow runs operations at once."""
+    return (
+        tf.config.threading.get_inter_op_parallelism_threads()
+        or int(os.environ.get("TF_NUM_INTEROP_THREADS", 0))
+        or _processors()
+    )
+
+
+def _processors() -> int:
+    """How many this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not everywhere
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

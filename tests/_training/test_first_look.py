@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import cases
 import keras
 from keras import layers
@@ -14,6 +18,7 @@ import keras_fisher
 from keras_fisher import FisherModel
 from keras_fisher import likelihoods
 from keras_fisher._derivatives import derivative_check
+from keras_fisher._training import first_look
 from keras_fisher._training.first_look import FirstLook
 
 _OPTIONS = {
@@ -175,6 +180,51 @@ def test_inputs_of_one_step_are_seen_once(mode):
     training.assert_equal([tf.sparse.to_dense(seen["c"])], [np.eye(2)])
     assert _looked(mode, x, [0, 1], at=None) == []
     assert _looked(mode, x, [0, 1], at=1, is_needed=False) == []
+
+
+# Layers that nobody knows, and outputs that call functions, are looked at.
+_ON_ONE_THREAD = """
+import keras, numpy as np, tensorflow as tf, keras_fisher
+assert not tf.config.functions_run_eagerly()
+
+class Exponential(keras.layers.Layer):
+    @tf.function
+    def call(self, x):
+        return tf.exp(x)
+
+for penalty in None, 0.1:
+    network = [keras.Input((4,)), keras.layers.Dense(2), Exponential()]
+    model = keras_fisher.FisherModel(keras.Sequential(network), penalty)
+    model.compile("sgd", "poisson", jit_compile=False)
+    model.fit(np.zeros((8, 4)), np.ones((8, 2)), verbose=0)
+assert not tf.config.functions_run_eagerly()
+"""
+
+
+def test_one_thread_is_enough():
+    """As on a machine of one processor."""
+    result = subprocess.run(
+        [sys.executable, "-c", _ON_ONE_THREAD],
+        env=os.environ | {"TF_NUM_INTEROP_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_looks_leave_functions_a_thread(monkeypatch):
+    monkeypatch.setattr(first_look, "_threads", lambda: 2)
+    found = []
+    with first_look._LOOKS:
+        found.append(tf.config.functions_run_eagerly())
+        with first_look._LOOKS:
+            found.append(tf.config.functions_run_eagerly())
+        # The other one may have begun a function that is not done yet.
+        found.append(tf.config.functions_run_eagerly())
+    found.append(tf.config.functions_run_eagerly())
+    assert found == [False, True, True, False]
 
 
 def test_errors_of_a_graph_are_raised_once():
