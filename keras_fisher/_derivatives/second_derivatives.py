@@ -13,15 +13,17 @@ Functions that Keras layers are made of, and what is put in their place:
 | `tf.nn.convolution` | slow without XLA, see `convolutions` |
 
 All are replaced while a forward pass is recorded, and only then, each by a
-function that can be differentiated any number of times. Keras has no public
-way to do this: this module is the one that reaches into TensorFlow, and its
-tests fail if that stops working.
+function that can be differentiated any number of times. It decides when it is
+called whether this is for XLA: threads may trace for both at once. Keras has no
+public way to do this: this module is the one that reaches into TensorFlow, and
+its tests fail if that stops working.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 import contextlib
+import functools
 import threading
 from types import ModuleType
 
@@ -41,15 +43,8 @@ from keras_fisher._derivatives import max_pooling
 @contextlib.contextmanager
 def exact():
     """Context for a forward pass that will be differentiated twice."""
-    replacements = [*_ALWAYS]
-    if compiles():
-        replacements += _FOR_XLA
-    else:
-        replacements += _WITHOUT_XLA
-        if _runs_on_eigen():
-            replacements += _FOR_EIGEN
     with contextlib.ExitStack() as stack:
-        for replacement in replacements:
+        for replacement in _REPLACEMENTS:
             stack.enter_context(replacement)
         yield
 
@@ -66,23 +61,24 @@ def complete():
         LookupError: If there is such an operation, as for one that has no
             second derivative at all.
     """
-
-    def lookup(registry, name):
-        found = _LOOKUP(registry, name)
-        if (
-            found is None
-            and registry is framework_ops.gradient_registry
-            and "Grad" in name
-            and name != "StopGradient"  # which is constant on purpose
-        ):
-            raise LookupError(
-                f"The gradient operation {name} is registered as not "
-                f"differentiable{_places_of(name)}."
-            )
-        return found
-
-    with _Replacement(_REGISTRY, "lookup", lookup):
+    with _COMPLETE:
         yield
+
+
+def _complete_lookup(registry, name):
+    """`lookup` of TensorFlow's registry, which finds all gradients or fails."""
+    found = _LOOKUP(registry, name)
+    if (
+        found is None
+        and registry is framework_ops.gradient_registry
+        and "Grad" in name
+        and name != "StopGradient"  # which is constant on purpose
+    ):
+        raise LookupError(
+            f"The gradient operation {name} is registered as not "
+            f"differentiable{_places_of(name)}."
+        )
+    return found
 
 
 def _places_of(kind: str) -> str:
@@ -143,6 +139,7 @@ def _moments(x, axes, shift=None, keepdims=False, name=None):
     """`tf.nn.moments`, with the variance a function of the mean."""
     del shift  # of no effect in TensorFlow either
     with tf.name_scope(name or "moments"):
+        x = tf.convert_to_tensor(x)
         precise = tf.cast(x, tf.float32) if x.dtype.size < 4 else x
         mean = tf.reduce_mean(precise, axes, keepdims=True)
         variance = tf.reduce_mean(
@@ -190,24 +187,51 @@ class _Replacement:
                 setattr(self._module, self._name, self._original)
 
 
-def _pools(exact_pool: Callable) -> list[_Replacement]:
-    return [
-        _Replacement(tf.nn, name, exact_pool(getattr(tf.nn, name)))
-        for name in ("max_pool", "max_pool1d", "max_pool2d", "max_pool3d")
-    ]
+def _either(
+    condition: Callable[[], bool], function: Callable, otherwise: Callable
+) -> Callable:
+    """A function that is one or another by what holds when it is called."""
+
+    @functools.wraps(otherwise)
+    def chosen(*args, **kwargs):
+        called = function if condition() else otherwise
+        return called(*args, **kwargs)
+
+    return chosen
 
 
-_REGISTRY = type(framework_ops.gradient_registry)
-_LOOKUP = _REGISTRY.lookup
-_ALWAYS = [
+def _pool(name: str) -> _Replacement:
+    pool = getattr(tf.nn, name)
+    for_xla = max_pooling.exact_for_xla(pool)
+    function = _either(compiles, for_xla, max_pooling.exact(pool))
+    return _Replacement(tf.nn, name, function)
+
+
+def _slice() -> _Replacement:
+    function = _either(compiles, linear_maps.slices(tf.slice), tf.slice)
+    return _Replacement(tf, "slice", function)
+
+
+def _convolution() -> _Replacement:
+    function = _either(
+        lambda: _runs_on_eigen() and not compiles(),
+        convolutions.convolution,
+        tf.nn.convolution,
+    )
+    return _Replacement(tf.nn, "convolution", function)
+
+
+# One of each for all threads, so that the last to leave puts back what was
+# there before the first came.
+_REPLACEMENTS = [
     _Replacement(tf.nn, "moments", _moments),
     _Replacement(tf.nn, "softsign", _softsign),
     _Replacement(tf.nn, "pool", max_pooling.by_max_pool(tf.nn.pool)),
     _Replacement(tf.image, "resize", linear_maps.resize(tf.image.resize)),
+    *map(_pool, ["max_pool", "max_pool1d", "max_pool2d", "max_pool3d"]),
+    _slice(),
+    _convolution(),
 ]
-_FOR_XLA = [
-    *_pools(max_pooling.exact_for_xla),
-    _Replacement(tf, "slice", linear_maps.slices(tf.slice)),
-]
-_WITHOUT_XLA = _pools(max_pooling.exact)
-_FOR_EIGEN = [_Replacement(tf.nn, "convolution", convolutions.convolution)]
+_REGISTRY = type(framework_ops.gradient_registry)
+_LOOKUP = _REGISTRY.lookup
+_COMPLETE = _Replacement(_REGISTRY, "lookup", _complete_lookup)

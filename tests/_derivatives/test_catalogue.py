@@ -236,9 +236,9 @@ def test_what_keras_adds_is_missing_until_somebody_has_looked(monkeypatch):
     ],
 )
 def test_a_replacement_that_is_taken_out_is_noticed(name, case, monkeypatch):
-    rest = [r for r in second_derivatives._ALWAYS if r._name != name]
-    assert len(rest) == len(second_derivatives._ALWAYS) - 1
-    monkeypatch.setattr(second_derivatives, "_ALWAYS", rest)
+    rest = [r for r in second_derivatives._REPLACEMENTS if r._name != name]
+    assert len(rest) == len(second_derivatives._REPLACEMENTS) - 1
+    monkeypatch.setattr(second_derivatives, "_REPLACEMENTS", rest)
     with pytest.raises((AssertionError, LookupError)):
         _assert_exact(case, "eager")
 

@@ -196,6 +196,15 @@ def test_moments_are_tensorflows(keepdims, dtype):
         )
 
 
+def test_moments_take_variables_of_keras():
+    """As of a kernel that is standardized."""
+    kernel = keras.Variable(np.random.default_rng(0).normal(size=(4, 3)))
+    expected = tf.nn.moments(kernel, [0])
+    with second_derivatives.exact():
+        found = tf.nn.moments(kernel, [0])
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
 def test_second_derivative_of_the_variance_is_exact():
     x = tf.constant(np.random.default_rng(0).normal(size=5))
 
@@ -246,6 +255,36 @@ def test_replacement_ends_when_the_last_thread_leaves():
     leave.set()
     thread.join()
     assert tf.nn.moments is original
+
+
+@pytest.mark.parametrize(
+    "context", [second_derivatives.exact, second_derivatives.complete]
+)
+@pytest.mark.parametrize("jit", [False, True])
+def test_threads_may_leave_in_the_order_in_which_they_came(context, jit):
+    """Also those that trace for XLA."""
+
+    def functions():
+        return (
+            tf.nn.max_pool,
+            tf.nn.convolution,
+            tf.slice,
+            second_derivatives._REGISTRY.lookup,
+        )
+
+    before, inside = functions(), context()
+
+    @tf.function(jit_compile=jit)
+    def trace():
+        other = context()
+        other.__enter__()
+        inside.__exit__(None, None, None)
+        other.__exit__(None, None, None)
+
+    inside.__enter__()
+    assert functions() != before
+    trace()
+    assert functions() == before
 
 
 def test_replacement_ends_after_an_error():
