@@ -202,7 +202,8 @@ class _Gradient:
         except Exception:  # Whatever a layer does that graphs do not.
             return self.along_z
         sources = graph.inputs[: len(self.at)]
-        self.precision = way.of_graph(sources, graph.outputs).precision
+        inside = way.of_graph(sources, graph.outputs).precision
+        self.precision = max(self.precision, inside, key=dtypes.rounding_unit)
         return traced
 
     def noise(self) -> float:

@@ -471,3 +471,17 @@ def test_half_precision_within_single_is_too_rough_to_tell():
 
     found = _verdicts(_network(foreign.Applied(rough, name="rough")))
     assert found == {"rough": "undecided"}
+
+
+class OfAUser(layers.EinsumDense):
+    """A layer that is not in the catalogue."""
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "bfloat16"])
+def test_first_layers_in_half_precision_are_too_rough_to_tell(policy):
+    """Their gradients do not depend on weights, but are rounded, too."""
+    keras.config.set_dtype_policy(policy)
+    first = OfAUser("abc,cd->abd", (None, 4), bias_axes="d")
+    model = keras.Sequential([keras.Input((500, 5)), first])
+    x = np.random.default_rng(0).normal(size=(8, 500, 5))
+    assert _verdicts(model, x) == {first.name: "undecided"}

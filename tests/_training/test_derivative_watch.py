@@ -91,6 +91,18 @@ def test_what_needs_no_second_derivative_is_not_looked_at(penalty, monkeypatch):
     training.fit(_model(foreign.wrong_in_x, penalty))
 
 
+@pytest.mark.parametrize("mode", ["graph", "several"])
+def test_layers_that_run_in_graphs_alone_are_trained(mode, recwarn):
+    def named(x):
+        assert x.op.name  # which tensors of eager execution have not
+        return tf.tanh(x)
+
+    model = _model(named, **_MODES[mode])
+    history = training.fit(model)
+    assert np.isfinite(history.history["loss"]).all()
+    assert not _warnings_of(recwarn)
+
+
 def test_networks_that_are_known_are_not_looked_at(monkeypatch):
     monkeypatch.setattr(derivative_check, "check", None)
     model = training.compiled(FisherModel(training.network(), 0.1))
