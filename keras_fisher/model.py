@@ -13,7 +13,6 @@ import inspect
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from keras_fisher import penalties
@@ -192,7 +191,7 @@ class FisherModel(Settings, Evaluation):
         model_checks.check_labels(self.model, self.likelihood, labels)
         bound = _FIT.bind(self, x, y, *args, **kwargs)
         class_weights.become_sample_weights(bound, names)
-        history = super().fit(*bound.args[1:], **bound.kwargs)
+        history = super().fit(**_by_name(bound))
         model_checks.warn_of_lost_weights(self.model, stacklevel=2)
         return history
 
@@ -202,7 +201,7 @@ class FisherModel(Settings, Evaluation):
         bound = _TRAIN_ON_BATCH.bind(self, x, y, *args, **kwargs)
         names = output_names(self.model)
         class_weights.become_sample_weights(bound, names)
-        return super().train_on_batch(*bound.args[1:], **bound.kwargs)
+        return super().train_on_batch(**_by_name(bound))
 
     train_on_batch.__doc__ = keras.Model.train_on_batch.__doc__
 
@@ -222,20 +221,6 @@ class FisherModel(Settings, Evaluation):
         return self.model.export(*args, **kwargs)
 
     export.__doc__ = keras.Model.export.__doc__
-
-    # Which steps do what.
-
-    def observed(self, steps: np.ndarray) -> np.ndarray:
-        """Whether there is something to tell of each of some optimizer steps.
-
-        Args:
-            steps: Optimizer steps, counted from 0; integers of any shape.
-
-        Returns:
-            Booleans of the same shape: whether Tr(F) is measured or a penalty
-            computed at these steps.
-        """
-        return self._schedule.observed(steps)
 
     # The step.
 
@@ -479,6 +464,11 @@ class FisherModel(Settings, Evaluation):
         if isinstance(self.train_function, TrainFunction):
             return self.train_function.measurements
         return NOTHING_MEASURED
+
+
+def _by_name(call: inspect.BoundArguments) -> dict:
+    """The arguments of a method, for the same method of a base class."""
+    return {k: v for k, v in call.arguments.items() if k != "self"}
 
 
 def _serialized(model: keras.Model) -> dict:

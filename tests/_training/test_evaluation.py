@@ -311,6 +311,16 @@ def test_a_model_with_its_own_compile_is_compiled_by_its_user():
     ):
         with pytest.raises(ValueError, match=message):
             training.fit(model, **validation)
+        with pytest.raises(ValueError, match=message):
+            model.fit(
+                x=_X,
+                y=_Y,
+                batch_size=8,
+                epochs=1,
+                verbose=0,
+                callbacks=[],
+                **validation,
+            )
     training.assert_equal(training.weights(model), before)
     training.fit(model)  # It needs no test step.
     plain = _network(Distilled)

@@ -101,11 +101,11 @@ def test_observed_steps_are_those_that_a_run_has_measured():
     model = training.compiled(
         FisherModel(training.network(), penalty, trace_every=5)
     )
-    assert np.flatnonzero(model.observed(np.arange(14))).tolist() == [
+    assert np.flatnonzero(model._schedule.observed(np.arange(14))).tolist() == [
         *(0, 2, 5, 8, 10),
     ]
     nothing = FisherModel(training.network(), trace_every=None)
-    assert not nothing.observed(np.arange(14)).any()
+    assert not nothing._schedule.observed(np.arange(14)).any()
     assert nothing.measurements.step.shape == (0,)
 
 
