@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import evaluation
 import keras
 import networks
@@ -221,6 +223,8 @@ def test_stores_a_gradient_only_where_steps_in_between_add_it():
         (dict(micro_batch_size=0), "micro_batch_size"),
         (dict(method="central"), "method"),
         (dict(exclude="("), "exclude"),
+        (dict(exclude=3), "exclude"),
+        (dict(exclude=[re.compile("bias")]), "exclude"),
     ],
 )
 @pytest.mark.parametrize("cls", [FisherPenalty, InputGradientPenalty])
@@ -276,6 +280,31 @@ def test_penalties_that_need_labels_say_so(cls):
     penalty = cls()
     with pytest.raises(ValueError, match=f"{cls.__name__}.*no `y`"):
         penalty(penalty.forward(model, x), evaluation.CATEGORICAL)
+
+
+@pytest.mark.parametrize("convert", [np.asarray, tf.constant])
+def test_input_gradients_take_arrays_and_inputs_that_are_not_there(convert):
+    given = {
+        "x": np.random.default_rng(0).normal(size=(6, 4)).astype("float32"),
+        "y": None,
+    }
+    inputs = {
+        name: keras.Input((4,), name=name, optional=True) for name in given
+    }
+    outputs = keras.layers.Dense(3)(inputs["x"])
+    model = keras.Model(inputs, outputs)
+    penalty, labels = InputGradientPenalty(0.5), np.arange(6) % 3
+    given["x"] = convert(given["x"])
+    forward = penalty.forward(model, given)
+    value = penalty(forward, evaluation.CATEGORICAL, labels).value
+    # The gradient of each example by its input, written down.
+    logits = model(given).numpy()
+    p = np.exp(logits - logits.max(axis=1, keepdims=True))
+    p /= p.sum(axis=1, keepdims=True)
+    kernel = model.layers[-1].kernel.numpy()
+    gradients = (p - np.eye(3)[labels]) @ kernel.T
+    expected = 0.5 * np.mean(np.sum(gradients**2, axis=1))
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
 
 
 def test_input_gradients_need_inputs_of_floating_point():

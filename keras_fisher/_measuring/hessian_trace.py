@@ -384,9 +384,7 @@ def _loss_function(model: Any, loss: Any) -> Callable:
                 "The model is not compiled, so there is no loss to "
                 "differentiate. Call `compile(loss=...)`, or pass `loss=`."
             )
-        return lambda model, x, y, outputs, weight: model.compute_loss(
-            x, y, outputs, weight, training=False
-        )
+        return _compiled_loss
     loss = keras.losses.get(loss)
     if isinstance(loss, keras.losses.Loss):
         loss = _with_mean(loss)
@@ -408,6 +406,12 @@ def _loss_function(model: Any, loss: Any) -> Callable:
         return tf.reduce_mean(values)
 
     return mean_loss
+
+
+def _compiled_loss(model, x, y, outputs, sample_weight):
+    names = structures.output_names(model, outputs)
+    y = noisy_targets.label_of(y, names)
+    return model.compute_loss(x, y, outputs, sample_weight, training=False)
 
 
 def _with_mean(loss: keras.losses.Loss) -> keras.losses.Loss:

@@ -283,7 +283,7 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
         self.early_phase.on_train_batch_end(batch, logs)
         measured = self.model.measurements
         if len(measured.step):
-            self._open_pages(logs, int(measured.batch_size[0]))
+            self._open_pages(logs or {}, int(measured.batch_size[0]))
             self._write_measurements(measured)
             self._write_early_phase()
         # At least as many as were made: the true number is waited for.
@@ -302,7 +302,8 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
         logs = logs or {}
         step = step_of(self.model)
         self._open_pages(logs, None)
-        self.early_phase.check(logs)
+        if logs:
+            self.early_phase.on_epoch_end(epoch, dict(logs))
         self._write_early_phase()
         self._write_memorization(logs, "", self._train_writer, step)
         if "val_clean_accuracy" in logs:

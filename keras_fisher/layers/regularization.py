@@ -28,6 +28,7 @@ from keras_fisher._training.guarded_gradient import guarded_gradient
 from keras_fisher._training.schedule import Plan
 from keras_fisher._training.schedule import Schedule
 from keras_fisher._training.state import FisherState
+from keras_fisher.likelihoods import output_checks
 from keras_fisher.likelihoods.lookup import of_model
 from keras_fisher.penalties import kinds
 from keras_fisher.penalties.base import Penalty
@@ -191,6 +192,10 @@ class FisherRegularization(ReadOnce, keras.layers.Wrapper):
     def compute_output_shape(self, input_shape):
         return self.layer.compute_output_shape(input_shape)
 
+    def compute_mask(self, inputs, previous_mask):
+        # The outputs of the wrapped layer bring their own.
+        return None
+
     def call(self, inputs, training=None):
         variables = self.layer.trainable_variables
         if (
@@ -244,7 +249,7 @@ class FisherRegularization(ReadOnce, keras.layers.Wrapper):
         if not self._is_checked:
             model_checks.check_trainable(self.layer)
             model_checks.check_excluded(self.penalty, self.layer)
-            model_checks.check_operations(self.layer, self.likelihood, inputs)
+            output_checks.check(self.likelihood, self.layer, inputs)
         self._is_checked = True
         if second_derivatives.compiles():
             return []

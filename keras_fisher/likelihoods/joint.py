@@ -213,6 +213,12 @@ class Joint(Likelihood):
         for _, each, count, label in self.parts(classes, (LABELS, y)):
             each.check_labels(label, count)
 
+    def _misses(self, method, needed_by):
+        return (
+            f"`{method}` is of one output. Call it for each of `likelihoods`; "
+            "of all outputs together there is `negative_log_likelihood`."
+        )
+
     def get_config(self):
         return {
             "likelihoods": [

@@ -175,7 +175,6 @@ class Penalty(ReadOnce):
         bound: float | None = 1.0,
         warmup_steps: int = 500,
     ):
-        exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
         checks.choice("method", method, _METHODS)
         self._alpha = Alpha.of_config(alpha)
         self.fraction: float = checks.number(
@@ -195,14 +194,14 @@ class Penalty(ReadOnce):
             )
         self.micro_batch_size = micro_batch_size
         self.method = method
-        self.exclude = exclude
+        self._excluded = _compiled(exclude)
+        self.exclude = tuple(p.pattern for p in self._excluded)
         if bound is not None:
             bound = checks.number(
                 "bound", bound, lambda c: c > 0, "above 0, or None"
             )
         self.bound = bound
         self.warmup_steps = checks.integer("warmup_steps", warmup_steps, 0)
-        self._excluded = [_compiled(pattern) for pattern in exclude]
 
     _instead = (
         "Only `alpha` may be assigned. Give the model another penalty: "
@@ -442,11 +441,14 @@ class Penalty(ReadOnce):
         return f"{type(self).__name__}({arguments})"
 
 
-def _compiled(pattern: str) -> re.Pattern:
+def _compiled(exclude: str | Sequence[str]) -> list[re.Pattern]:
     try:
-        return re.compile(pattern)
+        found = [exclude] if isinstance(exclude, str) else [*exclude]
+        if not all(isinstance(pattern, str) for pattern in found):
+            raise TypeError("not a string, nor a sequence of strings")
+        return [re.compile(pattern) for pattern in found]
     except (re.error, TypeError) as error:
         raise ValueError(
             "`exclude` takes regular expressions that are searched for in "
-            f"variable paths. Received: {pattern!r} ({error})"
+            f"variable paths. Received: exclude={exclude!r} ({error})"
         ) from None

@@ -10,7 +10,9 @@ import keras
 from keras.optimizers.schedules import LearningRateSchedule
 import tensorflow as tf
 
+from keras_fisher._common import examples
 from keras_fisher._common import random_draws
+from keras_fisher._derivatives import forward as forward_lib
 from keras_fisher._derivatives.gradient_norms import InputNorm
 from keras_fisher.penalties.base import Penalty
 
@@ -112,12 +114,18 @@ class InputGradientPenalty(Penalty):
         return InputNorm()
 
     def forward(self, layer, x, *, seed=0, watch_inputs=False):
-        found = [leaf.dtype for leaf in keras.tree.flatten(x)]
-        if not any(dtype.is_floating for dtype in found):
+        x = examples.apply(
+            lambda leaf: (
+                leaf if tf.is_tensor(leaf) else tf.convert_to_tensor(leaf)
+            ),
+            x,
+        )
+        found = examples.tensors(x)
+        if not any(map(forward_lib.is_differentiable, found)):
             raise ValueError(
                 "`InputGradientPenalty` differentiates the inputs, which "
-                "have to be of floating point. Received inputs of "
-                f"{[dtype.name for dtype in found]}. Use `FisherPenalty`, "
+                "have to be dense and of floating point. Received inputs of "
+                f"{[leaf.dtype.name for leaf in found]}. Use `FisherPenalty`, "
                 "or put the penalty behind the embedding with "
                 "`FisherRegularization`."
             )

@@ -479,3 +479,18 @@ def test_losses_that_layers_add_count():
     # Older versions do not divide by B.
     size = len(x) if cases.has_keras("3.14") else 1
     np.testing.assert_allclose(float(found), 2 * 0.5 * np.sum(x**2) / size)
+
+
+def test_labels_with_noise_flags_are_those_that_were_given():
+    model, x = networks.build("dense")
+    model.compile(loss=_LOSS)
+    flags = {
+        "label": _Y,
+        "is_noisy": np.zeros(len(_Y), bool),
+        "true_label": (_Y + 1) % networks.CLASSES,
+    }
+    found, expected = (
+        keras_fisher.hessian_trace(model, x, y, num_probes=4, seed=0, verbose=0)
+        for y in (flags, _Y)
+    )
+    assert found == expected

@@ -309,3 +309,25 @@ def test_a_network_that_is_not_built_yet(network, eager, tmp_path):
     [row] = keras_fisher.logs.runs(tmp_path).to_dict("records")
     assert row["parameters"] == 6 * 3 + 3
     assert row["peak_trace"] > 0
+
+
+def test_a_monitor_that_is_not_in_the_logs_is_told_of(tmp_path):
+    early = EarlyPhase("acuracy", 0.5)
+    board = FisherTensorBoard(tmp_path, early_phase=early)
+    with pytest.warns(UserWarning, match="`acuracy` is not in the logs"):
+        written_curves.fit(written_curves.model(), [board])
+
+
+def test_a_loop_of_ones_own_needs_no_logs(tmp_path):
+    model = written_curves.model()
+    board = FisherTensorBoard(tmp_path)
+    board.set_model(model)
+    board.on_train_begin()
+    for batch in range(4):
+        board.on_train_batch_begin(batch)
+        model.train_on_batch(written_curves.X, written_curves.Y)
+        board.on_train_batch_end(batch)
+    board.on_epoch_end(0)
+    board.on_train_end()
+    curves = written_curves.read_curves(tmp_path / "train")
+    assert [at for at, _ in curves["fisher/trace"]] == [0, 2]

@@ -339,3 +339,10 @@ def test_noise_flags_are_for_one_output():
     targets = {"label": y, "is_noisy": np.zeros(_BATCH, bool)}
     with pytest.raises(ValueError, match="one output"):
         model.fit(x, targets, verbose=0)
+
+
+def test_probabilities_are_of_one_output():
+    joint = keras_fisher.likelihoods.Joint(["mse", "bernoulli"])
+    outputs = [tf.zeros([2, 1]), tf.zeros([2, 1])]
+    with pytest.raises(NotImplementedError, match="each of `likelihoods`"):
+        joint.log_probability(outputs, outputs)

@@ -15,6 +15,7 @@ from keras_fisher import FisherModel
 from keras_fisher import FisherPenalty
 from keras_fisher import UniformLabelPenalty
 from keras_fisher import likelihoods
+from keras_fisher._common import keras_layers
 from keras_fisher.layers import FisherRegularization
 
 _X, _Y = training.X[:48], training.Y[:48]
@@ -360,3 +361,15 @@ def test_layers_in_float8_are_refused():
     # Nothing is measured, and nothing is refused.
     model = FisherModel(network, trace_every=None)
     assert np.isfinite(_fit(model)["loss"]).all()
+
+
+def test_masks_go_through_it_without_a_warning(recwarn):
+    embedding = keras.layers.Embedding(5, 4, mask_zero=True)
+    lstm = keras.layers.LSTM(3, return_sequences=True)
+    model = keras.Sequential([embedding, FisherRegularization(lstm)])
+    tokens = np.array([[1, 2, 0, 0], [3, 1, 2, 0]])
+    for training_ in (False, True):
+        outputs = model(tokens, training=training_)
+        mask = keras_layers.mask_of(outputs)
+        np.testing.assert_array_equal(mask, tokens != 0)
+    assert not [w for w in recwarn if "mask" in str(w.message)]
