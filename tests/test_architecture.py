@@ -35,7 +35,7 @@ _ROOMS = {
     "callbacks": {
         *("_common", "_measuring", "_tensorboard", "_training", "plotting"),
     },
-    "datasets": set(),
+    "datasets": {"_common"},
     "applications": {"_common"},
 }
 _MOST_FLOORS = 10

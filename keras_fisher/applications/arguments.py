@@ -51,20 +51,6 @@ def checked_shape(
     return tuple(map(int, shape))
 
 
-def checked_classes(classes: int) -> int:
-    """Returns `classes` as an integer of Python.
-
-    Raises:
-        ValueError: Unless it is a positive integer.
-    """
-    if not _is_positive_integer(classes):
-        raise ValueError(
-            "`classes` must be a positive integer, the number of outputs. "
-            f"Received: classes={classes!r}."
-        )
-    return int(classes)
-
-
 def repetitions(depth: int, step: int, rest: int) -> int:
     """Returns the positive n for which `depth` is `step` n + `rest`.
 
@@ -85,4 +71,5 @@ def repetitions(depth: int, step: int, rest: int) -> int:
 
 
 def _is_positive_integer(value: object) -> bool:
-    return isinstance(value, numbers.Integral) and value >= 1
+    is_integer = isinstance(value, numbers.Integral)
+    return is_integer and not isinstance(value, bool) and value >= 1

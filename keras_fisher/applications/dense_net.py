@@ -80,7 +80,7 @@ def DenseNet(
     ```
     """
     shape = arguments.checked_shape(input_shape, poolings=_BLOCKS - 1)
-    classes = arguments.checked_classes(classes)
+    classes = checks.integer("classes", classes, 1)
     layers_per_block = arguments.repetitions(depth, 6 if bottleneck else 3, 4)
     growth_rate = checks.integer("growth_rate", growth_rate, 1)
     reduction = checks.number(

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import keras
 
+from keras_fisher._common import checks
 from keras_fisher.applications import arguments
 from keras_fisher.applications import blocks
 
@@ -65,7 +66,7 @@ def ResNet(
     ```
     """
     shape = arguments.checked_shape(input_shape)
-    classes = arguments.checked_classes(classes)
+    classes = checks.integer("classes", classes, 1)
     blocks_per_stage = arguments.repetitions(depth, 6, 2)
     inputs = keras.Input(shape, name="inputs")
     x = blocks.conv(inputs, _STAGES[0], 3, name="conv")

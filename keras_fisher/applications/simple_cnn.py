@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import keras
 
+from keras_fisher._common import checks
 from keras_fisher.applications import arguments
 
 
@@ -65,7 +66,7 @@ def SimpleCNN(
     ```
     """
     shape = arguments.checked_shape(input_shape, ranks=(2, 3), poolings=2)
-    classes = arguments.checked_classes(classes)
+    classes = checks.integer("classes", classes, 1)
     features = _signal_features if len(shape) == 2 else _image_features
     inputs = keras.Input(shape, name="inputs")
     outputs = keras.layers.Dense(

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import keras
 
+from keras_fisher._common import checks
 from keras_fisher.applications import arguments
 
 # The filters of the convolutions between one max pooling and the next.
@@ -62,7 +63,7 @@ def VGG11(
     ```
     """
     shape = arguments.checked_shape(input_shape, poolings=len(_BLOCKS))
-    classes = arguments.checked_classes(classes)
+    classes = checks.integer("classes", classes, 1)
     inputs = x = keras.Input(shape, name="inputs")
     for block, convolutions in enumerate(_BLOCKS, start=1):
         for index, filters in enumerate(convolutions, start=1):

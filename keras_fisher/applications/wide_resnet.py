@@ -71,7 +71,7 @@ def WideResNet(
     ```
     """
     shape = arguments.checked_shape(input_shape)
-    classes = arguments.checked_classes(classes)
+    classes = checks.integer("classes", classes, 1)
     blocks_per_stage = arguments.repetitions(depth, 6, 4)
     widen_factor = checks.integer("widen_factor", widen_factor, 1)
     dropout = checks.number(

@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from keras_fisher._common import checks
+
 # Mean and standard deviation of each channel over all pixels of the training
 # images, in [0, 1]. Many programs divide by something smaller, the standard
 # deviation within an image, averaged over the images.
@@ -229,17 +231,8 @@ def _mean_and_std(
 
 
 def _check_border(padding: int, fill_mode: str, images: tf.TensorSpec) -> None:
-    is_integer = hasattr(padding, "__index__") and not isinstance(padding, bool)
-    if not (is_integer and padding >= 0):
-        raise ValueError(
-            "`padding` must be an integer of at least 0, in pixels. Received: "
-            f"padding={padding!r}."
-        )
-    if fill_mode not in _FILL_MODES:
-        raise ValueError(
-            f"`fill_mode` must be one of {_FILL_MODES}. Received: "
-            f"fill_mode={fill_mode!r}."
-        )
+    checks.integer("padding", padding, 0, "of at least 0, in pixels")
+    checks.choice("fill_mode", fill_mode, _FILL_MODES)
     smallest = min(side or np.inf for side in images.shape[-3:-1])
     if fill_mode == "reflect" and padding >= smallest:
         raise ValueError(

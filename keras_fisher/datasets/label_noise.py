@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import numbers
 import operator
 import struct
 from typing import Any
 
 import tensorflow as tf
+
+from keras_fisher._common import checks
 
 # Hashes below 2**53 convert to float64 without rounding.
 _RESOLUTION = 2**53
@@ -80,8 +81,19 @@ def add_label_noise(
       https://arxiv.org/abs/1611.03530) (Zhang et al., ICLR 2017), for
       training on redrawn labels.
     """
-    _check_rate(rate)
-    _check_num_classes(num_classes)
+    checks.number(
+        "rate",
+        rate,
+        lambda share: 0 <= share <= 1,
+        "a number from 0 to 1, the share of the labels to draw anew (0.4 for "
+        "40 %)",
+    )
+    checks.integer(
+        "num_classes",
+        num_classes,
+        2,
+        "of at least 2, since noise needs another label to draw",
+    )
     redraw_key, label_key = _keys(seed)
     labels = _labels_of(dataset, num_classes)
     _check_first_element(dataset, labels)
@@ -189,24 +201,6 @@ def _keys(seed: int) -> tuple[list[int], list[int]]:
         ) from None
     numbers_ = struct.unpack("<4q", hashlib.sha256(text.encode()).digest())
     return list(numbers_[:2]), list(numbers_[2:])
-
-
-def _check_rate(rate: float) -> None:
-    is_number = isinstance(rate, numbers.Real) and not isinstance(rate, bool)
-    # NaN is in no interval.
-    if not (is_number and 0 <= rate <= 1):
-        raise ValueError(
-            "`rate` must be a number from 0 to 1, the share of the labels to "
-            f"draw anew. Received: rate={rate!r}. Write 40 % as 0.4."
-        )
-
-
-def _check_num_classes(num_classes: int) -> None:
-    if not (isinstance(num_classes, numbers.Integral) and num_classes >= 2):
-        raise ValueError(
-            "`num_classes` must be an integer of at least 2, since noise needs "
-            f"another label to draw. Received: num_classes={num_classes!r}."
-        )
 
 
 def _check_first_element(

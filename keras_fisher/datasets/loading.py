@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import contextlib
 import errno
 import logging
-import numbers
 import os
 import pathlib
 from types import ModuleType
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from keras_fisher._common import checks
 from keras_fisher.datasets.random_state import borrowed_random_state
 
 _EMBEDDED_NAMES = "'digits' and 'mnist1d'"
@@ -109,12 +109,12 @@ def load(
     train = train.shuffle(4000).batch(128)
     ```
     """
-    is_integer = isinstance(batch_size, numbers.Integral)
-    if batch_size is not None and not (is_integer and batch_size >= 1):
-        raise ValueError(
-            "`batch_size` must be a positive integer, or None for single "
-            f"examples. Received: batch_size={batch_size!r}. Call `.batch()` "
-            "on the result for anything else."
+    if batch_size is not None:
+        batch_size = checks.integer(
+            "batch_size",
+            batch_size,
+            1,
+            "of at least 1, or None for single examples",
         )
     if not kwargs.pop("as_supervised", True):
         raise ValueError(

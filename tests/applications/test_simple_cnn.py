@@ -151,6 +151,8 @@ def test_image_too_small_to_pool_twice_is_an_error(input_shape):
 
 @pytest.mark.parametrize("classes", [0, -1, 2.0, None, "10"])
 def test_number_of_classes_that_is_not_positive_is_an_error(classes):
-    with pytest.raises(ValueError, match="must be a positive integer") as error:
+    with pytest.raises(
+        ValueError, match="must be an integer of at least 1"
+    ) as error:
         SimpleCNN((40, 1), classes)
     assert f"classes={classes!r}" in str(error.value)

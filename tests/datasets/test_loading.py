@@ -134,7 +134,7 @@ def test_batch_size_batches_and_keeps_the_smaller_last_batch(data_dir):
 def test_batch_size_that_is_no_positive_integer_is_an_error(
     data_dir, batch_size
 ):
-    with pytest.raises(ValueError, match="positive integer") as error:
+    with pytest.raises(ValueError, match="an integer of at least 1") as error:
         load("digits", "test", data_dir=data_dir, batch_size=batch_size)
     assert f"batch_size={batch_size!r}" in str(error.value)
 
