@@ -45,7 +45,7 @@ _TRAIN_EXAMPLES = flags.DEFINE_integer(
     1,
 )
 _EPOCHS = flags.DEFINE_integer("epochs", 120, "Passes over the data.", 1)
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of all runs.", 0)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of all runs.", 0, 2**32 - 1)
 _OUTPUT_DIR = flags.DEFINE_string(
     "output_dir", "demo", "Directory for the table, figure and TensorBoard."
 )

@@ -92,7 +92,7 @@ _LABEL_NOISE = flags.DEFINE_float(
     0.0,
     1.0,
 )
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of everything.", 0)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of everything.", 0, 2**32 - 1)
 _STEPS_PER_EXECUTION = flags.DEFINE_integer(
     "steps_per_execution", 1, "Steps in one call of the train function.", 1
 )

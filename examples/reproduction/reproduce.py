@@ -222,6 +222,8 @@ def total(output_dir: pathlib.Path) -> str:
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"Unknown arguments: {argv[1:]}. See --help.")
+    if _PAGE.value and not os.access(_PAGE.value, os.W_OK):
+        sys.exit(f"--page={_PAGE.value} is no file that can be written.")
     begin = time.perf_counter()
     count = _PROCESSES.value
     threads = max(1, (os.cpu_count() or 1) // count)

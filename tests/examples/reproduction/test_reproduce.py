@@ -6,6 +6,7 @@ import pathlib
 import re
 import shlex
 
+from absl import flags
 import experiment
 import experiments
 import pandas as pd
@@ -215,3 +216,12 @@ def test_a_page_gets_tables_between_its_comments(tmp_path):
         reproduce.update(page, results)
     assert page.read_text() == text("\n| \\1 |\n\n", "kept\n")
     assert (tmp_path / "page" / "label_noise.png").read_text() == "figure"
+
+
+def test_a_page_that_is_not_there_is_told_of_before_anything_trains(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(reproduce, "start", None)
+    flags.FLAGS(["reproduce", f"--page={tmp_path}/page.md"])
+    with pytest.raises(SystemExit, match=r"page\.md is no file"):
+        reproduce.main(["reproduce"])
