@@ -12,7 +12,7 @@ import weakref
 
 import tensorflow as tf
 
-from keras_fisher._measuring.model_snapshot import snapshot
+from keras_fisher._measuring.model_fingerprint import fingerprint
 
 _KEPT: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
@@ -48,7 +48,7 @@ def kept(
         make: Called if there is nothing yet, or if since then anything about
             the model or `made_for` was changed but the values of variables.
     """
-    state = [uses_xla(model), *snapshot(model, *made_for)]
+    state = [uses_xla(model), *fingerprint(model, *made_for)]
     known = _KEPT.setdefault(model, {})
     if key not in known or known[key][0] != state:
         known[key] = state, make()

@@ -1,9 +1,8 @@
 """How each kind of operation uses a variable, for `norms`.
 
-A rule takes a use, the layout of its graph and the number of passes. It
-returns None where the use is of a kind that it does not know; the variable is
-then differentiated example by example. `_RULES` says which operations it is
-for.
+A rule takes a use and the layout of its graph. It returns None where the use is
+of a kind that it does not know; the variable is then differentiated example by
+example. `_RULES` says which operations it is for.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ def _is_block_major(x: tf.Tensor) -> bool:
     return x.op.type == "SpaceToBatchND"
 
 
-def _contraction(use: Use, layout: Layout, passes: int) -> Factors | None:
+def _contraction(use: Use, layout: Layout) -> Factors | None:
     """A product of matrices, in any of its notations."""
     labels = _labels(use)
     axis = layout.axis(use.output)
@@ -175,7 +174,7 @@ class _Window:
         return x[(slice(None), *slices)]
 
 
-def _convolution(use: Use, layout: Layout, passes: int) -> Factors | None:
+def _convolution(use: Use, layout: Layout) -> Factors | None:
     """A convolution, transposed, grouped or depthwise or not."""
     transposed = use.kind.startswith(("Conv2DBackprop", "Conv3DBackprop"))
     other = use.inputs[2] if transposed else use.inputs[0]
@@ -266,7 +265,7 @@ def _window(
     return _Window(large, small, kernel, strides, dilations, paddings)
 
 
-def _elementwise(use: Use, layout: Layout, passes: int) -> Callable | None:
+def _elementwise(use: Use, layout: Layout) -> Callable | None:
     """An operation that broadcasts the parameter over examples."""
     other = use.inputs[1 - use.operand]
     shape = variable_uses.static_shape(use.parameter)
@@ -309,7 +308,7 @@ def _elementwise(use: Use, layout: Layout, passes: int) -> Callable | None:
     return gradients
 
 
-def _broadcast(use: Use, layout: Layout, passes: int) -> Callable | None:
+def _broadcast(use: Use, layout: Layout) -> Callable | None:
     """A parameter that is repeated for each example, as a class token."""
     axis, shape = layout.axis(use.output), use.parameter.shape.as_list()
     if axis is None or use.operand != 0:
@@ -330,7 +329,7 @@ def _broadcast(use: Use, layout: Layout, passes: int) -> Callable | None:
     return gradients
 
 
-def _lookup(use: Use, layout: Layout, passes: int) -> tuple | None:
+def _lookup(use: Use, layout: Layout) -> tuple | None:
     """Rows picked by indices."""
     indices = use.inputs[1]
     axis = layout.axis(indices)
@@ -408,7 +407,7 @@ def norms_of(
     if not uses:
         return None
     found = [
-        _RULES[use.kind](use, layout, passes) if use.kind in _RULES else None
+        _RULES[use.kind](use, layout) if use.kind in _RULES else None
         for use in uses
     ]
     if any(f is None for f in found) or len({use.path for use in uses}) > 1:

@@ -257,7 +257,7 @@ def _use(operation: tf.Operation, operand: int, way: _Way) -> Use | None:
     )
     if kind in ("PartitionedCall", "StatefulPartitionedCall"):
         # Further outputs of a call are there for its derivative.
-        attributes = _convolution_called(operation, operand)
+        attributes = _convolution_called(operation)
         if attributes is None:
             return None
         kind, attribute = "Convolution", attributes.__getitem__
@@ -286,7 +286,7 @@ _AROUND_CONVOLUTION = _SAME | {
 }
 
 
-def _convolution_called(operation: tf.Operation, operand: int) -> dict | None:
+def _convolution_called(operation: tf.Operation) -> dict | None:
     """The attributes of the convolution that a call is, if it is just one.
 
     Keras compiles grouped convolutions into functions of their own on CPUs.

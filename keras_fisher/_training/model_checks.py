@@ -207,22 +207,9 @@ def operation_look(
 ) -> FirstLook:
     """Looks by which operations outputs are computed, where no graph tells."""
     return FirstLook(
-        lambda x: check_operations(network, likelihood, x),
+        lambda x: output_checks.check(likelihood, network, x),
         lambda: likelihood.constrains_operations,
     )
-
-
-def check_operations(
-    network: keras.layers.Layer, likelihood: Likelihood, x: Any
-) -> None:
-    """Raises a `ValueError` for operations that compute other outputs.
-
-    Args:
-        network: The wrapped model or layer.
-        likelihood: Of its outputs.
-        x: A batch of its inputs, which may be symbolic.
-    """
-    output_checks.check(likelihood, network, x)
 
 
 def warn_of_lost_weights(network: keras.Model, stacklevel: int) -> None:

@@ -1,4 +1,4 @@
-"""Anything a user can change on a model shows in a snapshot of it."""
+"""Anything a user can change on a model shows in a fingerprint of it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import tensorflow as tf
 import training
 
 import keras_fisher
-from keras_fisher._measuring.model_snapshot import snapshot
+from keras_fisher._measuring.model_fingerprint import fingerprint
 from keras_fisher.likelihoods import Categorical
 
 _X = training.X[:6]
@@ -90,26 +90,26 @@ def test_what_a_layer_holds(held):
     # One code object, defined once, as in a class of a user.
     layer = _Holder(make(1))
     layer(tf.zeros([1, 2]))
-    before = snapshot(layer)
-    assert snapshot(layer) == before
+    before = fingerprint(layer)
+    assert fingerprint(layer) == before
     layer.held = make(2)
-    assert snapshot(layer) != before
+    assert fingerprint(layer) != before
 
 
 def test_equal_values_in_new_objects_are_the_same():
     layer = _Holder({"a": [1, np.ones(2), _closure(3), float("nan")]})
-    before = snapshot(layer)
+    before = fingerprint(layer)
     layer.held = {"a": [1, np.ones(2), _closure(3), float("nan")]}
-    assert snapshot(layer) == before
+    assert fingerprint(layer) == before
 
 
 def test_objects_that_hold_each_other_have_an_end():
     a, b = types.SimpleNamespace(), types.SimpleNamespace()
     a.other, b.other = b, a
-    before = snapshot(a)
-    assert snapshot(a) == before
+    before = fingerprint(a)
+    assert fingerprint(a) == before
     b.other = b
-    assert snapshot(a) != before
+    assert fingerprint(a) != before
 
 
 def _policy(model):
@@ -152,22 +152,22 @@ _CHANGES = {
 @pytest.mark.parametrize("change", _CHANGES)
 def test_what_a_user_changes(change):
     model = training.compiled(training.network())
-    before = snapshot(model)
+    before = fingerprint(model)
     _CHANGES[change](model)
-    assert snapshot(model) != before
+    assert fingerprint(model) != before
 
 
 @pytest.mark.parametrize("setting", ["floatx", "epsilon", "image_data_format"])
 def test_settings_of_keras(setting):
-    before, old = snapshot(), getattr(keras.config, setting)()
+    before, old = fingerprint(), getattr(keras.config, setting)()
     set_to = getattr(keras.config, f"set_{setting}")
     new = {"floatx": "float64", "epsilon": 1e-3}
     set_to(new.get(setting, "channels_first"))
     try:
-        assert snapshot() != before
+        assert fingerprint() != before
     finally:
         set_to(old)
-    assert snapshot() == before
+    assert fingerprint() == before
 
 
 def _attention():
@@ -200,20 +200,20 @@ def test_training_and_measuring_change_nothing_but_values(name):
     x = np.random.default_rng(0).normal(size=(6, *shape)).astype("float32")
     model(x)
     training.compiled(model)
-    before = snapshot(model)
+    before = fingerprint(model)
     keras_fisher.fisher_trace(model, x)
-    assert snapshot(model) == before, "measuring"
+    assert fingerprint(model) == before, "measuring"
     model.fit(x, training.Y[:6], verbose=0)
     model.evaluate(x, training.Y[:6], verbose=0)
     model.predict(x, verbose=0)
-    assert snapshot(model) == before, "training"
+    assert fingerprint(model) == before, "training"
 
 
 def test_it_keeps_nothing_alive():
     model = training.compiled(training.network())
     parent = types.SimpleNamespace(model=model)
     model.layers[0].parent = parent
-    kept, again = snapshot(model), snapshot(model)
+    kept, again = fingerprint(model), fingerprint(model)
     assert kept == again
     reference = weakref.ref(model)
     del model, parent

@@ -2,9 +2,9 @@
 
 TensorFlow traces a function of a model once. Values of variables are read
 each time it runs; everything else of the model (activations, rates,
-regularizers, dtypes, which variables there are) is as it was then. A snapshot
-says what that was. It holds numbers by value and objects by weak references,
-so that it keeps nothing alive.
+regularizers, dtypes, which variables there are) is as it was then. A
+fingerprint says what that was. It holds numbers by value and objects by weak
+references, so that it keeps nothing alive.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _SET_BY_FIT = frozenset(
 )
 
 
-def snapshot(*things: Any) -> list:
+def fingerprint(*things: Any) -> list:
     """What things are made of now.
 
     Args:
