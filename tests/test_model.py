@@ -18,6 +18,7 @@ from keras_fisher import likelihoods
 from keras_fisher.layers import FisherRegularization
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "optimizer, jit, steps",
     [
@@ -50,6 +51,7 @@ def test_without_penalty_and_trace_weights_are_the_wrapped_models_own(
     )
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("jit", [False, True])
 @pytest.mark.parametrize("trace_every", [1, 3])
 def test_measuring_changes_no_bit_of_the_weights(trace_every, jit):
@@ -175,6 +177,7 @@ def test_building_it_builds_the_network(penalty, tmp_path):
     np.testing.assert_array_equal(built(x), trained(x))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "penalty", [keras_fisher.FisherPenalty(), keras_fisher.GradientPenalty()]
 )
@@ -225,6 +228,7 @@ def test_wraps_models_with_several_inputs():
         assert history["fisher_penalty"][0] > 0
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "loss, outputs, activation",
     [

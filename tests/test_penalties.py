@@ -129,7 +129,7 @@ _UNBIASED = {
 }
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("options", _UNBIASED.values(), ids=_UNBIASED.keys())
 @pytest.mark.parametrize("name", ["softmax_regression", "batch_norm"])
 def test_mean_over_many_labels_is_the_closed_form_trace(name, options):

@@ -100,6 +100,7 @@ def test_what_is_right_is_left_alone(name, dtype, seed):
     assert _verdicts(model) == {"right": "exact"}
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_blocks_with_statistics_kinks_and_random_draws(dtype, seed):

@@ -19,13 +19,13 @@ from keras_fisher import likelihoods
 from keras_fisher._common import random_draws
 
 
-@pytest.mark.few(8)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", networks.NETWORKS)
 def test_value_and_gradient_equal_brute_force_in_float64(name):
     evaluation.check_against_brute_force(FisherPenalty(0.7), name, "eager")
 
 
-@pytest.mark.few(8)
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", networks.NETWORKS)
 @pytest.mark.parametrize(
     "dtype",
@@ -53,6 +53,7 @@ def test_modes_agree_in_both_precisions(name, dtype, mode):
     assert max(errors) < tolerance, errors
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("mode", cases.MODES)
 @pytest.mark.parametrize("name", ["dense", "batch_norm", "embedding"])
 def test_fraction_equals_brute_force_on_the_rows_it_draws(name, mode):
@@ -72,7 +73,7 @@ def test_fraction_takes_the_nearest_number_of_examples(fraction, size):
     assert penalty.forward(model, x).subset.size == size
 
 
-@pytest.mark.few(6)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", networks.NETWORKS)
 def test_finite_difference_equals_exact_in_float64(name):
     model, x = networks.build(name)
@@ -97,6 +98,7 @@ def test_finite_difference_is_right_to_three_digits_in_float32(name, mode):
     assert error < 5e-3, error
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("fraction, size", [(1.0, 2), (0.5, None), (0.7, 2)])
 @pytest.mark.parametrize("name", ["dense", "batch_norm", "dropout"])
 def test_finite_difference_of_parts_and_micro_batches(name, fraction, size):
@@ -275,7 +277,7 @@ def test_more_batches_a_step_divide_the_penalty():
     np.testing.assert_allclose(one, 4 * four)
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "likelihood",
     [

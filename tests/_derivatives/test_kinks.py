@@ -85,7 +85,7 @@ def test_kinks_are_named(name, mode):
     assert "float32" in said
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("mode", cases.MODES)
 @pytest.mark.parametrize("name", _WITHOUT)
 def test_smooth_models_are_left_alone(name, mode):

@@ -18,7 +18,7 @@ from keras_fisher import GradientPenalty
 from keras_fisher import likelihoods
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("mode", cases.MODES)
 @pytest.mark.parametrize(
     "name, size",

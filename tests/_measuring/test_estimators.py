@@ -155,6 +155,7 @@ def test_exact_of_a_gaussian_is_the_norm_of_the_jacobian(stddev):
     assert trace == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_exact_takes_a_backward_pass_less_than_classes(
     jit_compile, monkeypatch

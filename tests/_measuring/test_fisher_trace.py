@@ -66,6 +66,7 @@ def test_the_same_seed_gives_the_same_figure_in_any_batches(num_samples):
         np.testing.assert_allclose(other, whole, rtol=1e-12)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("estimator", ["monte_carlo", "exact", "batch"])
 @pytest.mark.parametrize("dtype", ["float32", enumeration.slow("float64")])
 def test_xla_agrees(estimator, dtype):
@@ -415,6 +416,7 @@ def test_a_layer_in_half_precision_is_measured_as_such():
     assert trace("mixed_bfloat16") == pytest.approx(expected, rel=0.02)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("estimator", ["exact", "batch", "monte_carlo"])
 def test_in_half_precision_small_gradients_are_scaled_up(estimator):
     x = np.random.default_rng(0).normal(size=(64, 16)).astype("float32")

@@ -67,7 +67,7 @@ def _quadratic_forms(model, matrix, seed, count) -> np.ndarray:
     return np.array(forms)
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "name, jit_compile",
     [
@@ -158,7 +158,7 @@ def test_many_probes_find_the_diagonal_blocks():
         assert abs(trace - block.sum()) <= 4 * trace.standard_error + 1e-6
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["lstm", "embedding"])
 def test_recurrent_layers_and_repeated_rows(name):
     model, x = networks.build(name)

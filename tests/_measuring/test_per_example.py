@@ -122,7 +122,7 @@ def _recording(model, x, passes=1, **kwargs):
 _RECURRENT = ("lstm", "gru", "two_inputs")
 
 
-@pytest.mark.few(6)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", cases.some_slow(networks.NETWORKS, _RECURRENT))
 def test_common_layers_in_double_precision(name):
     model, x = networks.build(name)
@@ -164,6 +164,7 @@ def test_single_precision(name, jit_compile):
     _assert_as_in_a_loop(model, x, 1e-4)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "name",
     [
@@ -290,6 +291,7 @@ def test_memory_does_not_grow_as_batch_times_parameters():
     assert max(sizes) < batch * kernel / 10, f"{max(sizes)} entries"
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", ["dropout", "lstm"])
 def test_training_mode_keeps_the_random_numbers(name):
     """Dropout's mask is that of one call on the whole batch."""

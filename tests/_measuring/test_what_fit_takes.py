@@ -87,7 +87,7 @@ _FORMS = {
 }
 
 
-@pytest.mark.few(5)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", _FORMS)
 def test_forms_of_dense_data(name):
     model = _network()

@@ -109,7 +109,7 @@ def _data(**weights):
     return dict(x=_X, y=_Y, batch_size=8, verbose=0, **weights)
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("mode", _MODES)
 @pytest.mark.parametrize("cls", _CLASSES)
 def test_numbers_are_those_of_the_model_itself(cls, mode):
@@ -136,7 +136,7 @@ def _of_validation(logs):
     return {key: logs[key] for key in logs if key.startswith("val_")}
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("cls", _CLASSES)
 def test_validation_in_fit_is_that_of_the_model_itself(cls):
     plain, model = _pair(cls)

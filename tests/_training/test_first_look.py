@@ -83,6 +83,7 @@ def _fit(model, x, y=_Y, mode="graph", batch_size=8):
     return model.fit(x, y, batch_size=batch_size, verbose=0).history
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("mode", cases.MODES)
 @pytest.mark.parametrize("case", [_standardized, _of_eight, _words])
 @pytest.mark.impossible("XLA knows no strings", case=_words, mode="xla")

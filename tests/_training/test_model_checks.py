@@ -167,6 +167,7 @@ def test_penalties_of_variables_that_no_output_depends_on_are_refused():
         training.fit(training.compiled(FisherModel(Careless(), penalty)))
 
 
+@pytest.mark.few(1)
 @cases.since_keras("3.15")
 @pytest.mark.parametrize("scaled", [False, True])
 def test_accumulation_that_nobody_counts_is_refused(scaled):

@@ -62,6 +62,7 @@ def _data(kind):
     return {"x": tf.data.Dataset.from_tensor_slices((_X, _Y)).batch(8)}
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("kind", ["arrays", "weighted", "dataset"])
 @pytest.mark.parametrize("trace_every", [None, 1])
 def test_training_is_that_of_the_model_itself(kind, trace_every):
@@ -83,6 +84,7 @@ def test_training_is_that_of_the_model_itself(kind, trace_every):
     )
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("validation", ["split", "arrays", "dataset"])
 def test_validation_data_are_preprocessed_once(validation):
     task = _task()

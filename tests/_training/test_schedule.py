@@ -112,6 +112,7 @@ def test_of_long_periods_no_impossible_plan_is_compiled(
     assert set(found) == set(plans)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("penalty", [None, FisherPenalty(0.1)])
 def test_once_is_a_period_too(penalty):
     model = FisherModel(training.network(), penalty, trace_every=10**6)

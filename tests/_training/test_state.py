@@ -188,6 +188,7 @@ def _with_a_layer_in_front_of_the_head(network):
     network.add(head)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("every_kind", [False, True])
 @pytest.mark.parametrize(
     "change",
@@ -264,6 +265,7 @@ def test_backup_and_restore_resumes(tmp_path):
     training.assert_equal(again.get_weights(), whole.get_weights())
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("first", [None, FisherPenalty(0.1)])
 def test_early_stopping_restores_what_was_before_an_assigned_penalty(first):
     class Assign(keras.callbacks.Callback):

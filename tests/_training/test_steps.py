@@ -63,7 +63,7 @@ def _epochs_by_hand(network, penalty, epochs):
         yield trace, value
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("mode", cases.MODES)
 @pytest.mark.parametrize(
     "penalty",

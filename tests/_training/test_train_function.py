@@ -150,6 +150,7 @@ class _CountingPenalty(FisherPenalty):
         return super().labels(*args, **kwargs)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("jit", [False, True])
 @pytest.mark.parametrize("masked", [False, True])
 def test_a_step_is_traced_once(jit, masked):

@@ -99,6 +99,7 @@ def test_values_are_those_that_callbacks_see_bit_for_bit(tmp_path):
     )
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("update_freq", ["batch", 3, "epoch"])
 def test_no_measurement_is_left_out_by_update_freq(update_freq, tmp_path):
     written_curves.fit(

@@ -113,6 +113,7 @@ def test_time_series_has_a_card_for_each_of_our_tags(log_dir, url, page):
             np.testing.assert_allclose(shown[run][1], point.value, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_scalars_draws_a_line_for_each_run(url, page):
     tags = ("fisher/trace", "fisher/explosion", "memorization/gap")
     curves = dict.fromkeys(tags, len(_RUNS))

@@ -131,6 +131,7 @@ class _OverflowsBackwards(layers.Layer):
         return passed(outputs)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("mode", ["graph", "eager"])
 @pytest.mark.parametrize(
     "penalty",

@@ -223,7 +223,7 @@ _SETTINGS = {
 }
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("mode", cases.MODES)
 @pytest.mark.parametrize("name", _SETTINGS)
 def test_weights_equal_those_of_a_loop(name, mode):
@@ -330,7 +330,7 @@ def test_without_a_gradient_of_the_loss_nothing_moves():
     assert logs["fisher_ratio"] == [0.0]
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "alpha, bound, most", [(0.0, 1.0, 0.1), (1e4, 1.0, 0.2), (1e4, None, None)]
 )

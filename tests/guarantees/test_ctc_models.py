@@ -165,7 +165,7 @@ def test_labels_that_do_not_fit_the_positions_are_refused():
     assert keras_fisher.fisher_trace(network, _X, likelihood=likelihood) > 0
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @_BOTH
 def test_the_curvature_is_that_of_differences(adds_loss):
     """TensorFlow has no second derivative of the loss."""

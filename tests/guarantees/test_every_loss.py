@@ -141,7 +141,7 @@ def test_every_loss_of_keras_is_here():
     assert found == set(_LOSSES)
 
 
-@pytest.mark.few(8)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("reduction", _REDUCTIONS)
 @pytest.mark.parametrize("name", _LOSSES)
 def test_every_loss_in_every_reduction(name, reduction):

@@ -45,6 +45,7 @@ def _without_labels():
     )
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_they_train_as_plain_keras_does(jit_compile):
     plain = _compiled(_network(), jit_compile=jit_compile)

@@ -113,6 +113,7 @@ def _assert_same(network, expected):
         np.testing.assert_allclose(a, b, 1e-10, 1e-12, err_msg=a.path)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("mode", cases.MODES)
 @pytest.mark.parametrize(
     "steps, every, bound", [(1, 1, None), (4, 3, None), (4, 1, 0.5)]
@@ -151,6 +152,7 @@ class _Assigns(keras.callbacks.Callback):
             self.model.penalty.alpha = self._alphas[batch]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("mode", cases.MODES)
 @pytest.mark.parametrize("bound", [None, 1.0])
 def test_an_assigned_number_takes_effect_without_tracing(mode, bound):

@@ -36,6 +36,7 @@ def test_checks_return_numbers_of_python(kind):
         checks.integer("n", np.bool_(True), 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind", cases.some_slow(_INTEGERS, [np.int32, np.uint8])
 )

@@ -80,7 +80,7 @@ def test_models_train_as_plain_keras_does(name, kind, data):
         np.testing.assert_allclose(a, b, rtol=1e-12)
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", _CASES)
 def test_penalties_and_traces_are_those_of_the_labelled_output(name):
     structure, loss, y = _CASES[name]

@@ -164,6 +164,7 @@ def test_parts_have_unequal_numbers_of_labels():
         assert len(set(parts)) == len(parts) and parts.min() > 0, parts
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("jit_compile", [False, True])
 @pytest.mark.parametrize("name", _PENALTIES)
 def test_one_replica_does_what_is_done_by_hand(name, jit_compile):
@@ -174,6 +175,7 @@ def test_one_replica_does_what_is_done_by_hand(name, jit_compile):
 _CASES = [(name, count) for name in _PENALTIES for count in (_BATCH, 7)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("replicas", "cases"),
     [

@@ -194,6 +194,7 @@ def test_hidden_parts_and_outputs_without_labels_add_nothing():
     )
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])
 @pytest.mark.parametrize("structure", ["list", "dict"])
 def test_fit_takes_losses_by_name_and_order(structure, jit, tmp_path):

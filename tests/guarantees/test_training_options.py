@@ -165,7 +165,7 @@ _OPTIMIZERS = {
 }
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("name", "every", "mode", "steps"),
     [

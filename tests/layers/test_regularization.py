@@ -257,6 +257,7 @@ def test_a_subclassed_model_that_fit_has_built_is_loaded(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_last_batch_of_one_micro_batch_trains_under_xla():
     """Its number of examples is not known when the step is compiled."""
 
@@ -321,6 +322,7 @@ def test_frozen_layers_add_nothing():
     assert layer.losses == []
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("change", ["unfrozen", "lora"])
 def test_variables_that_are_new_since_a_fit_are_penalized(change):
     network = keras.Sequential(

@@ -131,6 +131,7 @@ def test_what_has_no_effect_is_told_once(kind, reason, mode):
     assert not _told(lambda: training.fit(model, epochs=2))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("mode", _MODES)
 @pytest.mark.parametrize("kind", [keras.Sequential, Stepping, SharpnessAware])
 def test_what_has_one_is_not(kind, mode):

@@ -89,6 +89,7 @@ _COMPILE = {
 }
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
 @pytest.mark.parametrize("name", _SOFTMAX)
 def test_softmax_is_no_logit_where_it_is_measured(name, policy):
@@ -218,7 +219,7 @@ _LOGITS = {
 }
 
 
-@pytest.mark.few(5)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", _LOGITS)
 def test_logits_are_never_refused(name):
     keras_fisher.fisher_trace(_LOGITS[name](), _X, likelihood="categorical")

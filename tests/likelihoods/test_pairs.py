@@ -263,6 +263,7 @@ def test_labels_that_never_come_twice_are_drawn_independently(
         np.testing.assert_array_equal(weights, np.ones(6))
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("mode", ["graph", "xla"])
 @pytest.mark.parametrize("name", distributions.CASES)
 def test_other_labels_do_not_depend_on_compilation(name, mode):

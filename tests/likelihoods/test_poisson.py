@@ -117,6 +117,7 @@ def _network():
     )
 
 
+@pytest.mark.slow
 def test_the_exact_trace_is_the_sum_over_all_counts():
     model, expected = _network(), 0.0
     x = tf.constant(distributions.rng(4).normal(size=(2, 4)))
@@ -141,6 +142,7 @@ def test_the_exact_trace_is_the_sum_over_all_counts():
     assert abs(drawn - expected) < 4 * drawn.standard_error
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("jit_compile", [False, True])
 @pytest.mark.parametrize(
     ("loss", "expected"), [("poisson", "Poisson"), ("mae", "Laplace")]
