@@ -162,7 +162,8 @@ class Usage:
     def of_others(self) -> float:
         """The share, NaN if it is not known."""
         passed, others = self._now() - self._begin
-        return max(0.0, others / passed / os.cpu_count())
+        # `max` would make 0 of NaN.
+        return float(np.maximum(0.0, others / passed / os.cpu_count()))
 
 
 def take_turn(

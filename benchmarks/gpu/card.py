@@ -25,12 +25,12 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import profiles
 import runtime
+import tables
 import torch_peer
 from workers import machine
 
-PLAIN, PENALIZED, TENTH = "keras.Model", "FP every 1", "FP every 10"
+PLAIN, PENALIZED, TENTH = tables.PLAIN, tables.PENALIZED, tables.TENTH
 _EIGHTH = "FP fraction 1/8"
-_MODES = ("tf32", "mixed_bfloat16", "float32")
 _ASKED = "name,driver_version,memory.total"
 _TURN = 0.15  # seconds
 # The most that results may be off, in float32 or in float64: in the former, a
@@ -294,13 +294,15 @@ class Session:
         """Checked programs whose results are off."""
         errors: dict[str, float] = {}
         for name, check in self._report.found["checks"].items():
-            error = max(check["gradient"] or 0, *check["outputs"].values(), 0)
+            error = tables.worst(
+                [check["gradient"] or 0.0, *check["outputs"].values()]
+            )
             name = name.replace("/float64/", "/float32/")
             errors[name] = min(error, errors.get(name, math.inf))
         found = []
         for name, error in errors.items():
             known = [v for k, v in _TOLERANCES.items() if k in name]
-            if not error <= max(known, default=_TOLERANCE):
+            if error > max(known, default=_TOLERANCE):
                 found.append(f"{name}: {error:.1e}")
         return found
 

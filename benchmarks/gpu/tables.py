@@ -7,7 +7,9 @@ of one or several runs.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 import json
+import math
 from pathlib import Path
 import statistics
 from typing import Any
@@ -23,6 +25,11 @@ _MODES = {
 def table(columns: list[str], rows: list[list[str]]) -> str:
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def worst(errors: Iterable[float]) -> float:
+    """The largest error; of results that are NaN it is infinite."""
+    return max(math.inf if math.isnan(error) else error for error in errors)
 
 
 def name_parts(name: str) -> dict[str, str]:
@@ -87,7 +94,7 @@ def times(found: dict[str, Any]) -> str:
     """A table of step times for each mode."""
     shares = {n: p["share"] for n, p in found["programs"].items()}
     blocks = [Block(seconds, shares) for seconds in found["blocks"]]
-    parts = []
+    parts, left_out = [], found["left out"]
     for mode, title in _MODES.items():
         mine = [b for b in blocks if b.mode == mode]
         if not mine:
@@ -95,7 +102,10 @@ def times(found: dict[str, Any]) -> str:
         rows = []
         for block in mine:
             for side in block.sides:
-                rows.append(_row(found, block, side))
+                # Of a part of its steps alone nothing is known of the side.
+                name = f"{block.network}/{mode}/{side}/"
+                if not any(what.startswith(name) for what, _ in left_out):
+                    rows.append(_row(found, block, side))
         columns = ["network", "side", "ms a step", "× plain", "memory, GB"]
         parts.append(f"## Steps, {title}\n\n{table(columns, rows)}")
     return "\n\n".join(parts)
@@ -184,21 +194,23 @@ def checks(found: dict[str, Any]) -> str:
 def _of_outputs(check: dict[str, Any]) -> float:
     """How far what a step returns is off."""
     outputs = check.get("outputs", check.get("scalars", {}))
-    return max(outputs.values(), default=check["worst"][1])
+    return worst(outputs.values() or [check["worst"][1]])
 
 
 def profile(found: dict[str, Any]) -> str:
     """Where the time of a step goes."""
     rows = [
         [
-            *(name_parts(name)["network"], name_parts(name)["side"]),
+            name_parts(name)["network"],
+            f"{name_parts(name)['side']}, {name_parts(name)['plan']}",
             f"{p['milliseconds']:.2f}",
             f"{p['products']:.2f}",
             f"{p['kernels']:.0f}",
         ]
         for name, p in found["profiles"].items()
+        if name_parts(name)["mode"] == "tf32"
     ]
-    columns = ["network", "side", "ms on the device"]
+    columns = ["network", "step", "ms on the device"]
     columns += ["in products and convolutions", "kernels"]
     return f"## Kernels of a step, TF32\n\n{table(columns, rows)}"
 

@@ -15,6 +15,7 @@ import os
 import pathlib
 import platform
 import sys
+import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -30,7 +31,7 @@ import keras_fisher
 # modules here take them from this one.
 sys.path.append(str(pathlib.Path(__file__).parents[1]))
 import common
-from resuming import Backup
+import resuming
 import settings
 
 # What a run can be trained with beside its loss, each with one strength: α of
@@ -86,7 +87,8 @@ class Run:
         method: One of `METHODS`.
         strength: Of the method; 0 for `"none"`.
         start: Optimizer step from which a penalty is added.
-        fraction: Share of the batch that a penalty is computed on.
+        fraction: Share of the batch that a penalty is computed on; 1 where
+            there is none.
         label_noise: Share of the training labels that are drawn anew.
         holdout: Share of the training set to leave out, and to measure the
             accuracy on instead of the test set. Its labels are as noisy.
@@ -112,6 +114,10 @@ class Run:
     label_noise: float = 0.0
     holdout: float = 0.0
     seed: int = 0
+
+    def __post_init__(self):
+        if self.method not in PENALTIES:  # Runs are equal that do the same.
+            object.__setattr__(self, "fraction", 1.0)
 
 
 def from_flags(**values) -> Run:
@@ -209,14 +215,15 @@ def train(run: Run, path: str, jit: bool | str = "auto") -> dict:
 
     Args:
         run: What to train.
-        path: Where the trained network goes, a `.keras` file, and beside it
-            backups while it is trained.
+        path: Where the trained network goes, a `.keras` file. Backups are in
+            `backup_directory(path)`, until somebody deletes them.
         jit: Whether XLA compiles, as `jit_compile` of Keras.
 
     Returns:
         The result: what was measured at the end, and `history`, a dictionary
         for each epoch. Shares and traces, as numbers that JSON can hold.
     """
+    begin = time.perf_counter()
     keras.utils.set_random_seed(run.seed)
     data = load_data(run)
     network = common.build_network(run.model, data.input_shape, data.classes)
@@ -230,7 +237,7 @@ def train(run: Run, path: str, jit: bool | str = "auto") -> dict:
             "accuracy", run.early_accuracy, warn_above=None
         )
         callbacks.append(early)
-    backup = Backup(os.path.splitext(path)[0] + "-backup", watch.rows, early)
+    backup = resuming.Backup(backup_directory(path), watch.rows, early, begin)
     callbacks.append(backup)  # The last, so that no backup is ahead.
     trainer.fit(
         _batches(common.by_step(data, trainer), run, data.classes),
@@ -241,11 +248,13 @@ def train(run: Run, path: str, jit: bool | str = "auto") -> dict:
     )
     with common.replacing(path) as temporary:
         network.save(temporary)
-    backup.delete()
     return {
         **watch.rows[-1],
         "early_trace": math.nan if early is None else early.early_trace,
-        "peak_trace": max(row["trace"] for row in watch.rows),
+        "peak_trace": max(
+            (t for row in watch.rows if math.isfinite(t := row["trace"])),
+            default=math.nan,
+        ),
         "best_test_accuracy": max(
             row["test_accuracy"] for row in watch.rows if "test_accuracy" in row
         ),
@@ -253,6 +262,11 @@ def train(run: Run, path: str, jit: bool | str = "auto") -> dict:
         "versions": _versions(),
         "history": watch.rows,
     }
+
+
+def backup_directory(path: str) -> str:
+    """Where backups of a run are whose network goes to a path."""
+    return f"{os.path.splitext(path)[0]}-backup"
 
 
 class Watch(keras.callbacks.Callback):

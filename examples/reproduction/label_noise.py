@@ -47,9 +47,7 @@ def draw(frame: pd.DataFrame):
     curves = sweep.histories(frame)
     methods = [*frame["method"].unique()]
     figure, (left, middle, right) = report.axes(3)
-    shared = dict(
-        x="epoch", hue="method", hue_order=methods, errorbar="se", n_boot=100
-    )
+    shared = dict(x="epoch", hue="method", hue_order=methods, errorbar="se")
     measured = curves.dropna(subset=["test_accuracy"])
     kinds = {
         "clean_accuracy": "clean",

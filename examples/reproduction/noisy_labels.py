@@ -25,6 +25,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.util
+import math
 import os
 
 from absl import app
@@ -176,12 +177,17 @@ class Ranking(keras.callbacks.Callback):
         count = self._is_noisy.sum()
         for name, values in found.items():
             first = np.argsort(-values, kind="stable")[:count]
+            is_known = np.isfinite(values).all()  # Networks may diverge.
             self.rows.append(
                 {
                     "epoch": epoch + 1,
                     "score": name,
-                    "area": metrics.roc_auc_score(self._is_noisy, values),
-                    "precision": self._is_noisy[first].mean(),
+                    "area": metrics.roc_auc_score(self._is_noisy, values)
+                    if is_known
+                    else math.nan,
+                    "precision": self._is_noisy[first].mean()
+                    if is_known
+                    else math.nan,
                 }
             )
 
@@ -204,7 +210,7 @@ def rank(run: Run, moments: list[int]) -> dict:
     trainer.fit(
         data.train,
         epochs=run.epochs,
-        callbacks=[ranking, keras.callbacks.TerminateOnNaN()],
+        callbacks=[ranking],
         shuffle=False,  # the data set does
         verbose=0,
     )

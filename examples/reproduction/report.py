@@ -23,15 +23,19 @@ def percent(values: pd.Series) -> str:
     """Mean and standard error, from shares, in percent."""
     if values.isna().all():
         return ""
-    if len(values) < 2:
+    if values.count() < 2:
         return f"{100 * values.mean():.1f}"
     return f"{100 * values.mean():.1f} ± {100 * values.sem():.1f}"
 
 
 def number(values: pd.Series) -> str:
-    """Mean and standard error."""
-    error = f" ± {values.sem():.2g}" if values.count() > 1 else ""
-    return "" if values.isna().all() else f"{values.mean():.4g}{error}"
+    """Mean and standard error, and of how many runs if not of all."""
+    count = values.count()
+    if count == 0:
+        return ""
+    error = f" ± {values.sem():.2g}" if count > 1 else ""
+    some = f" ({count} of {len(values)})" if count < len(values) else ""
+    return f"{values.mean():.4g}{error}{some}"
 
 
 def rank_correlation(x: pd.Series, y: pd.Series):

@@ -66,7 +66,7 @@ COMMANDS = (
 # Shorter than the other experiments.
 _FIVE_SEEDS = ("--epochs=20", "--seeds=5", "--probe_size=256")
 _GIVEN = ("--strengths=FP:0.3",)  # and not chosen
-# Every experiment on pictures: fewer of them, and fewer seeds, than there are.
+# Every experiment on pictures: most with fewer of them than there are.
 IMAGE_COMMANDS = (
     (
         "learning_rate_sweep.py",
@@ -191,6 +191,8 @@ def update(
         if not table.exists():
             continue
         found = table.read_text(encoding="utf-8")
+        if f"<!-- begin {prefix}{name} -->" not in text:
+            print(f"{page} has no comment `begin {prefix}{name}` for {table}.")
         text = re.sub(
             rf"(<!-- begin {prefix}{name} -->\n).*?"
             rf"(<!-- end {prefix}{name} -->)",
@@ -222,7 +224,8 @@ def total(output_dir: pathlib.Path) -> str:
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"Unknown arguments: {argv[1:]}. See --help.")
-    if _PAGE.value and not os.access(_PAGE.value, os.W_OK):
+    is_file = os.path.isfile(_PAGE.value)
+    if _PAGE.value and not (is_file and os.access(_PAGE.value, os.W_OK)):
         sys.exit(f"--page={_PAGE.value} is no file that can be written.")
     begin = time.perf_counter()
     count = _PROCESSES.value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -18,7 +19,8 @@ class Backup(keras_fisher.callbacks.BackupAndRestore):
     """Goes on with a run from the last backup, as if it had not stopped.
 
     One is made at the end of an epoch, if the last is a minute old. With it
-    goes what was measured until then, which is never behind the weights.
+    goes what was measured until then, which is never behind the weights. Mixup
+    alone begins its draws anew.
 
     Args:
         directory: Of its own for the run. It is to be deleted with `delete`
@@ -26,6 +28,7 @@ class Backup(keras_fisher.callbacks.BackupAndRestore):
         rows: What is measured at the ends of epochs: a list with a dictionary
             for each.
         early: Measures TrF_i, or None.
+        begin: When this process began with the run, by `time.perf_counter`.
     """
 
     def __init__(
@@ -33,11 +36,12 @@ class Backup(keras_fisher.callbacks.BackupAndRestore):
         directory: str,
         rows: list[dict],
         early: keras_fisher.callbacks.EarlyPhase | None,
+        begin: float,
     ):
         super().__init__(directory, delete_checkpoint=False)
         self._rows, self._early = rows, early
         self._measured = os.path.join(directory, "measured.json")
-        self._seconds_before, self._begin = 0.0, time.perf_counter()
+        self._seconds_before, self._begin = 0.0, begin
         self._last = time.monotonic()
 
     @property
@@ -46,8 +50,11 @@ class Backup(keras_fisher.callbacks.BackupAndRestore):
         return self._seconds_before + time.perf_counter() - self._begin
 
     def on_train_begin(self, logs=None):
+        is_new = not os.path.exists(self._measured)
+        if is_new:  # or what a deletion has left
+            delete(self.backup_dir)
         super().on_train_begin(logs)
-        if not os.path.exists(self._measured):
+        if is_new:
             return
         with open(self._measured, encoding="utf-8") as file:
             measured = json.load(file)
@@ -71,10 +78,6 @@ class Backup(keras_fisher.callbacks.BackupAndRestore):
         super().on_epoch_end(epoch, logs)
         self._last = time.monotonic()
 
-    def delete(self) -> None:
-        """Deletes all backups."""
-        shutil.rmtree(self.backup_dir)
-
     def _so_far(self) -> dict:
         measured = {"rows": self._rows, "seconds": self.seconds}
         if (early := self._early) is not None:
@@ -87,3 +90,12 @@ class Backup(keras_fisher.callbacks.BackupAndRestore):
                 else None,
             }
         return measured
+
+
+def delete(directory: str) -> None:
+    """Deletes all backups of a run; what is half deleted is none."""
+    obsolete = f"{directory}-obsolete"
+    shutil.rmtree(obsolete, ignore_errors=True)
+    with contextlib.suppress(OSError):  # There may be none, or another at it.
+        os.rename(directory, obsolete)
+    shutil.rmtree(obsolete, ignore_errors=True)

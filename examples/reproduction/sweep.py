@@ -26,6 +26,7 @@ from experiment import common
 from experiment import settings
 import keras
 import pandas as pd
+import resuming
 import tensorflow as tf
 
 _SECONDS_BETWEEN_LOOKS = 1.0
@@ -62,6 +63,10 @@ def results(runs: Iterable[Run], output_dir: str, title: str) -> pd.DataFrame:
         found = shared(
             {path(run, directory, "json"): job(run) for run in runs}, "run"
         )
+    for run in runs:
+        resuming.delete(
+            experiment.backup_directory(path(run, directory, "keras"))
+        )
     for result in found:
         del result["run"]  # which may be of before a field was added
     return pd.DataFrame(
@@ -70,7 +75,7 @@ def results(runs: Iterable[Run], output_dir: str, title: str) -> pd.DataFrame:
             **result,
             "path": path(run, directory, "keras"),
         }
-        for run, result in zip(runs, found)
+        for run, result in zip(runs, found, strict=True)
     )
 
 
@@ -175,7 +180,7 @@ def path(run: Run, directory: str, extension: str) -> str:
     # Runs of before these fields keep their names.
     if run.train_examples is None:
         del known["train_examples"]
-    if run.fraction == 1 or run.method not in experiment.PENALTIES:
+    if run.fraction == 1:
         del known["fraction"]
     fields = json.dumps(known, sort_keys=True)
     digest = hashlib.sha256(fields.encode()).hexdigest()[:10]

@@ -42,9 +42,9 @@ def define_methods(defaults: dict[str, tuple[float, ...]]):
     )
     flags.register_validator(
         "strengths",
-        lambda texts: [*map(_parsed, texts)].count(None) == 0,
+        _are_methods,
         "--strengths must be METHOD:NUMBER,NUMBER,... with numbers above 0 "
-        f"and a method of {', '.join(experiment.METHODS[1:])}.",
+        f"and a method of {', '.join(experiment.METHODS[1:])}, each once.",
     )
     return holder
 
@@ -52,6 +52,12 @@ def define_methods(defaults: dict[str, tuple[float, ...]]):
 def methods(holder) -> dict[str, tuple[float, ...]]:
     """The strengths to choose from, by method."""
     return dict(map(_parsed, holder.value))
+
+
+def _are_methods(texts: list[str]) -> bool:
+    """Whether texts are different methods with strengths."""
+    found = [*map(_parsed, texts)]
+    return None not in found and len({*dict(found)}) == len(found)
 
 
 def _parsed(text: str) -> tuple[str, tuple[float, ...]] | None:

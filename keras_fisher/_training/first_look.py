@@ -87,7 +87,8 @@ class _Looks(contextlib.AbstractContextManager):
 
     It holds one of TensorFlow's threads, and a function that it calls waits
     for another one: for ever, if looks hold them all, as a single one does on a
-    machine of one processor. There functions run as Python meanwhile.
+    machine of one processor. There functions run as Python meanwhile (but for
+    those of `tf.vectorized_map`, which TensorFlow lets nobody choose).
     """
 
     def __init__(self):
@@ -116,9 +117,14 @@ def _threads() -> int:
     """On how many threads TensorFlow runs operations at once."""
     return (
         tf.config.threading.get_inter_op_parallelism_threads()
-        or int(os.environ.get("TF_NUM_INTEROP_THREADS", 0))
+        or _threads_of_environment()
         or _processors()
     )
+
+
+def _threads_of_environment() -> int:
+    text = os.environ.get("TF_NUM_INTEROP_THREADS", "")
+    return int(text) if text.isdecimal() else 0
 
 
 def _processors() -> int:

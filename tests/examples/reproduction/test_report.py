@@ -41,3 +41,10 @@ def test_too_few_pairs_have_no_correlation():
     report.title_with_correlation(axes, y, y)
     assert axes.get_title() == "Spearman's ρ = 1.00"
     report.plt.close(figure)
+
+
+def test_means_of_some_of_the_runs_say_of_how_many():
+    assert report.number(pd.Series([1.0, math.nan, 3.0])) == "2 ± 1 (2 of 3)"
+    assert report.number(pd.Series([1.0, math.nan])) == "1 (1 of 2)"
+    assert report.number(pd.Series([1.0, 3.0])) == "2 ± 1"
+    assert report.number(pd.Series([math.nan])) == ""

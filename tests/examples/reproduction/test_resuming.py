@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 import experiment
 import keras
@@ -41,7 +42,10 @@ def _trained(run, directory):
     directory.mkdir(exist_ok=True)
     path = directory / "network.keras"
     result = experiment.train(run, str(path))
-    assert os.listdir(directory) == ["network.keras"]
+    backups = directory / "network-backup"
+    assert {*os.listdir(directory)} == {path.name, backups.name}
+    resuming.delete(str(backups))
+    assert os.listdir(directory) == [path.name]
     assert result.pop("seconds") > 0
     return result, keras.models.load_model(path).get_weights()
 
@@ -85,7 +89,8 @@ def _model():
 
 
 def _backup(directory, rows, early=None):
-    backup = resuming.Backup(str(directory), rows, early)
+    begin = time.perf_counter()
+    backup = resuming.Backup(str(directory), rows, early, begin)
     backup.set_model(_model())
     backup.on_train_begin()
     return backup
@@ -95,11 +100,11 @@ def test_what_was_measured_goes_with_the_weights(monkeypatch, tmp_path):
     monkeypatch.setattr(resuming, "_SECONDS_BETWEEN_BACKUPS", 0.0)
     early = keras_fisher.callbacks.EarlyPhase("accuracy", 0.5)
     early.restore([0, 4, 8], [1.0, 3.0, 2.0], early=(4, 3.0))
-    before = _backup(tmp_path, [{"epoch": 1}], early)
+    before = _backup(tmp_path / "run", [{"epoch": 1}], early)
     before._begin -= 1000
     before.on_epoch_end(0)
     rows, restored = [], keras_fisher.callbacks.EarlyPhase("accuracy", 0.5)
-    after = _backup(tmp_path, rows, restored)
+    after = _backup(tmp_path / "run", rows, restored)
     after.on_epoch_begin(1)
     assert rows == [{"epoch": 1}]
     assert 1000 < after.seconds < 1100
@@ -109,14 +114,25 @@ def test_what_was_measured_goes_with_the_weights(monkeypatch, tmp_path):
 
 def test_what_was_measured_ahead_of_the_weights_is_measured_again(tmp_path):
     rows = [{"epoch": 1}, {"epoch": 2}]
-    _backup(tmp_path, rows).on_epoch_begin(1)
+    _backup(tmp_path / "run", rows).on_epoch_begin(1)
     assert rows == [{"epoch": 1}]
+
+
+def test_what_a_deletion_has_left_is_no_backup(monkeypatch, tmp_path):
+    monkeypatch.setattr(resuming, "_SECONDS_BETWEEN_BACKUPS", 0.0)
+    before = _backup(tmp_path / "run", [{"epoch": 1}])
+    before.model.layers[-1].kernel.assign([[7.0], [7.0]])
+    before.on_epoch_end(0)
+    (tmp_path / "run" / "measured.json").unlink()
+    after = _backup(tmp_path / "run", [])
+    assert not np.any(after.model.layers[-1].kernel == 7.0)
+    assert not [*(tmp_path / "run").glob("epoch*")]
 
 
 def test_short_runs_write_no_backup(tmp_path):
     directory = tmp_path / "run"
-    backup = resuming.Backup(str(directory), [], None)
+    backup = resuming.Backup(str(directory), [], None, 0.0)
     _model().fit(np.ones((4, 2)), np.ones(4), verbose=0, callbacks=[backup])
     assert os.listdir(directory) == []
-    backup.delete()
-    assert not directory.exists()
+    resuming.delete(str(directory))
+    assert os.listdir(tmp_path) == []

@@ -82,16 +82,27 @@ def test_runs_that_differ_in_anything_have_files_of_their_own(tmp_path):
     assert len(paths) == 19
 
 
-def test_a_fraction_makes_no_other_run_where_nothing_is_penalized(tmp_path):
-    paths = {
-        sweep.path(
-            experiment.from_flags(learning_rate=0.1, fraction=fraction),
-            tmp_path,
-            "json",
-        )
+def test_a_fraction_makes_no_other_run_where_nothing_is_penalized():
+    one, other = (
+        experiment.from_flags(learning_rate=0.1, fraction=fraction)
         for fraction in (1.0, 0.5)
-    }
-    assert len(paths) == 1, paths
+    )
+    assert one == other
+
+
+def test_backups_are_deleted_when_the_result_is_there(tmp_path, monkeypatch):
+    (run,) = _runs(1)
+    network = sweep.path(run, tmp_path / "runs", "keras")
+    backups = pathlib.Path(experiment.backup_directory(network))
+
+    def train(run, path):
+        assert path == str(network)
+        backups.mkdir()
+        return experiments.result(0.5)
+
+    experiments.train_by(monkeypatch, train)
+    sweep.results([run], tmp_path, "backups")
+    assert not backups.exists()
 
 
 def test_results_of_before_a_field_was_added_have_it(tmp_path, monkeypatch):
