@@ -282,6 +282,13 @@ def test_penalties_that_need_labels_say_so(cls):
         penalty(penalty.forward(model, x), evaluation.CATEGORICAL)
 
 
+class First(keras.layers.Layer):
+    """Takes two inputs, and gives one."""
+
+    def call(self, x, y=None):
+        return x
+
+
 @pytest.mark.parametrize("convert", [np.asarray, tf.constant])
 def test_input_gradients_take_arrays_and_inputs_that_are_not_there(convert):
     given = {
@@ -291,14 +298,14 @@ def test_input_gradients_take_arrays_and_inputs_that_are_not_there(convert):
     inputs = {
         name: keras.Input((4,), name=name, optional=True) for name in given
     }
-    outputs = keras.layers.Dense(3)(inputs["x"])
-    model = keras.Model(inputs, outputs)
+    first = First()(inputs["x"], inputs["y"])
+    model = keras.Model(inputs, keras.layers.Dense(3)(first))
     penalty, labels = InputGradientPenalty(0.5), np.arange(6) % 3
     given["x"] = convert(given["x"])
+    logits = model(given).numpy()
     forward = penalty.forward(model, given)
     value = penalty(forward, evaluation.CATEGORICAL, labels).value
     # The gradient of each example by its input, written down.
-    logits = model(given).numpy()
     p = np.exp(logits - logits.max(axis=1, keepdims=True))
     p /= p.sum(axis=1, keepdims=True)
     kernel = model.layers[-1].kernel.numpy()
