@@ -215,6 +215,17 @@ def test_one_thread_is_enough():
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.parametrize(
+    "value, expected", [("3", 3), ("", 5), ("0", 5), ("many", 5)]
+)
+def test_threads_are_those_of_the_environment_or_the_processors(
+    value, expected, monkeypatch
+):
+    monkeypatch.setattr(first_look, "_processors", lambda: 5)
+    monkeypatch.setenv("TF_NUM_INTEROP_THREADS", value)
+    assert first_look._threads() == expected
+
+
 def test_looks_leave_functions_a_thread(monkeypatch):
     monkeypatch.setattr(first_look, "_threads", lambda: 2)
     found = []
