@@ -46,9 +46,18 @@ def name_parts(name: str) -> dict[str, str]:
 
 
 class Block:
-    """Seconds of the sides that took turns: of one network, in one mode."""
+    """Seconds of the sides that took turns: of one network, in one mode.
 
-    def __init__(self, seconds: dict[str, list[float]], shares: dict):
+    A side of which a program was left out has none: of a part of its steps
+    alone nothing is known of it.
+    """
+
+    def __init__(
+        self,
+        seconds: dict[str, list[float]],
+        shares: dict[str, float],
+        left_out: Iterable[str] = (),
+    ):
         programs = [n for n in seconds if not n.startswith("PyTorch")]
         first = name_parts(programs[0])
         self.network, self.mode = first["network"], first["mode"]
@@ -60,7 +69,11 @@ class Block:
                 self.programs.setdefault(side, []).append(name)
             else:
                 self.sides[name] = seconds[name]
+        missing = {n for n in left_out if n.endswith("/timed")} - {*seconds}
         for side, names in self.programs.items():
+            prefix = f"{self.network}/{self.mode}/{side}/"
+            if any(name.startswith(prefix) for name in missing):
+                continue
             parts = [(shares.get(n, 1.0), seconds[n]) for n in names]
             # Steps that are Keras's own have no program.
             rest = 1 - sum(share for share, _ in parts)
@@ -90,22 +103,24 @@ def spread(values: list[float], form: str) -> str:
     return f"{form.format(middle)} ({form.format(low)}–{form.format(high)})"
 
 
+def blocks(found: dict[str, Any]) -> list[Block]:
+    """All that took turns."""
+    shares = {n: p["share"] for n, p in found["programs"].items()}
+    left_out = [what for what, _ in found["left out"]]
+    return [Block(seconds, shares, left_out) for seconds in found["blocks"]]
+
+
 def times(found: dict[str, Any]) -> str:
     """A table of step times for each mode."""
-    shares = {n: p["share"] for n, p in found["programs"].items()}
-    blocks = [Block(seconds, shares) for seconds in found["blocks"]]
-    parts, left_out = [], found["left out"]
+    parts = []
     for mode, title in _MODES.items():
-        mine = [b for b in blocks if b.mode == mode]
+        mine = [b for b in blocks(found) if b.mode == mode]
         if not mine:
             continue
         rows = []
         for block in mine:
             for side in block.sides:
-                # Of a part of its steps alone nothing is known of the side.
-                name = f"{block.network}/{mode}/{side}/"
-                if not any(what.startswith(name) for what, _ in left_out):
-                    rows.append(_row(found, block, side))
+                rows.append(_row(found, block, side))
         columns = ["network", "side", "ms a step", "× plain", "memory, GB"]
         parts.append(f"## Steps, {title}\n\n{table(columns, rows)}")
     return "\n\n".join(parts)
@@ -141,9 +156,8 @@ def batch_size(found: dict[str, Any], block: Block) -> int:
 
 def aims(found: dict[str, Any]) -> str:
     """What was aimed at, and what was found."""
-    shares = {n: p["share"] for n, p in found["programs"].items()}
     rows = []
-    for block in [Block(s, shares) for s in found["blocks"]]:
+    for block in blocks(found):
         sides = block.sides
         if PENALIZED not in sides or PLAIN not in sides:
             continue

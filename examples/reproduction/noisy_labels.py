@@ -176,18 +176,17 @@ class Ranking(keras.callbacks.Callback):
         found = scores(self._network, self._x, self._label, self._seed)
         count = self._is_noisy.sum()
         for name, values in found.items():
-            first = np.argsort(-values, kind="stable")[:count]
-            is_known = np.isfinite(values).all()  # Networks may diverge.
+            area = precision = math.nan
+            if np.isfinite(values).all():  # Networks may diverge.
+                area = metrics.roc_auc_score(self._is_noisy, values)
+                first = np.argsort(-values, kind="stable")[:count]
+                precision = self._is_noisy[first].mean()
             self.rows.append(
                 {
                     "epoch": epoch + 1,
                     "score": name,
-                    "area": metrics.roc_auc_score(self._is_noisy, values)
-                    if is_known
-                    else math.nan,
-                    "precision": self._is_noisy[first].mean()
-                    if is_known
-                    else math.nan,
+                    "area": area,
+                    "precision": precision,
                 }
             )
 

@@ -28,6 +28,8 @@ def _found(seconds, shares, left_out=()):
 
 _PLAIN = "MLP/tf32/keras.Model/plain/timed"
 _FRESH = "MLP/tf32/FP every 10/fresh/timed"
+_EVERY = "MLP/tf32/FP every 1/fresh/timed"
+_SECONDS = {_PLAIN: [0.001], _EVERY: [0.003], _FRESH: [0.011]}
 
 
 def test_results_that_are_no_numbers_are_the_worst():
@@ -36,19 +38,21 @@ def test_results_that_are_no_numbers_are_the_worst():
 
 
 def test_steps_of_keras_fill_up_a_side():
-    found = _found({_PLAIN: [0.001], _FRESH: [0.011]}, {_FRESH: 0.1})
+    found = _found(_SECONDS, {_FRESH: 0.1})
     assert "| FP every 10 | 2.00 | 2.00 |" in tables.times(found)
+    assert "| 2.00 |" in tables.aims(found)
 
 
 def test_a_side_of_which_a_part_is_left_out_is_left_out():
     reused = _FRESH.replace("fresh", "reused")
     found = _found(
-        {_PLAIN: [0.001], _FRESH: [0.011]},
+        _SECONDS,
         {_FRESH: 0.1},
         [[reused, "no time to compile"]],
     )
     assert "FP every 10" not in tables.times(found)
     assert "keras.Model" in tables.times(found)
+    assert "| 2.00 |" not in tables.aims(found)
 
 
 def test_kernels_of_one_precision_are_told_of_by_plan():
