@@ -127,8 +127,7 @@ def _looked_at(
         return None
     try:
         gradient = _Gradient(_function_of(call, state), sources)
-        # As of a layer that counts: of integers there are no gradients.
-        return _compared(path, gradient) if gradient.u else None
+        return _compared(path, gradient) if gradient.flows() else None
     except Exception as error:  # Which should not end a training.
         reason = f"{type(error).__name__}: {error}"
         return LayerDerivatives(path, "undecided", reason=reason)
@@ -185,12 +184,18 @@ class _Gradient:
         """⟨z, G(θ, u)⟩, in double precision."""
         return _inner(self.z, self._gradients(at, u))
 
-    def _gradients(self, at: list, u: list) -> list[tf.Tensor]:
+    def flows(self) -> bool:
+        """Whether G is of anything: not of integers, nor past a stop."""
+        return bool(self.u) and any(
+            g is not None for g in self._gradients(self.at, self.u, "none")
+        )
+
+    def _gradients(self, at: list, u: list, unconnected: str = "zero") -> list:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(at)
             outputs = self._function(at)
         return tape.gradient(
-            outputs, at, output_gradients=u, unconnected_gradients="zero"
+            outputs, at, output_gradients=u, unconnected_gradients=unconnected
         )
 
     def _traced(self) -> Callable:

@@ -39,10 +39,8 @@ class DerivativeReport:
 
     @property
     def is_exact(self) -> bool:
-        """Whether no layer differs, and none has no second derivative."""
-        return not any(
-            each.verdict in ("differs", "missing") for each in self.layers
-        )
+        """Whether each layer was found exact, and none is undecided."""
+        return all(each.verdict == "exact" for each in self.layers)
 
     def __iter__(self) -> Iterator[LayerDerivatives]:
         return iter(self.layers)

@@ -158,6 +158,14 @@ def test_the_report_of_the_same_network():
         keras_fisher.check_derivatives(frozen, training.X)
 
 
+def test_a_report_that_cannot_tell_is_not_exact():
+    dense = layers.Dense(3, dtype="bfloat16")
+    model = keras.Sequential([keras.Input((4,)), dense])
+    report = keras_fisher.check_derivatives(model, np.ones((2, 4)))
+    assert [each.verdict for each in report] == ["undecided"]
+    assert not report.is_exact, str(report)
+
+
 def test_the_report_builds_and_changes_nothing():
     model = training.Subclassed()
     seeds = [v.numpy() for v in model.non_trainable_variables]
