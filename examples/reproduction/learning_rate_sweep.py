@@ -52,23 +52,23 @@ def correlations(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
 def draw(frame: pd.DataFrame, by: list[str]):
     """Traces over epochs, and traces against test accuracy."""
-    varied = by[0] if frame[by[0]].nunique() > 1 else by[1]
-    title = varied.replace("_", " ")
+    varied = [column for column in by if frame[column].nunique() > 1] or by[:1]
+    titles = {column: column.replace("_", " ") for column in varied}
+    frame, curves = (
+        table.astype(dict.fromkeys(varied, str)).rename(columns=titles)
+        for table in (frame, sweep.histories(frame))
+    )
+    kinds = dict(zip(("hue", "style"), titles.values()), palette="viridis")
     figure, (left, middle, right) = report.axes(3)
-    kinds = frame[varied].astype(str)
-    frame = frame.assign(**{title: kinds})
-    curves = sweep.histories(frame)
-    curves[title] = curves[varied].astype(str)
     seaborn.lineplot(
         curves,
         x="epoch",
         y="trace",
-        hue=title,
-        palette="viridis",
         estimator="median",
         errorbar=("pi", 100),
         legend=False,
         ax=left,
+        **kinds,
     )
     report.logarithmic(left, "y")
     left.set(ylim=(1, None), ylabel="Tr(F)")
@@ -78,12 +78,12 @@ def draw(frame: pd.DataFrame, by: list[str]):
         (right, "peak_trace", "peak Tr(F)"),
     ):
         seaborn.scatterplot(
-            x=frame[column],
+            frame,
+            x=column,
             y=100 * frame["test_accuracy"],
-            hue=frame[title],
-            palette="viridis",
             legend=axes is right,
             ax=axes,
+            **kinds,
         )
         report.logarithmic(axes, "x")
         axes.set(xlabel=name, ylabel="final test accuracy (%)")

@@ -123,6 +123,8 @@ def load(
             "features call `tfds.load`, which knows "
             f"{_EMBEDDED_NAMES} once they were loaded here."
         )
+    if not isinstance(name, str) or not name.strip():
+        raise _unknown(name)
     load_pairs = _folder_load if name == "tiny_imagenet" else _tfds_load
     datasets, info = load_pairs(
         name,
@@ -191,12 +193,7 @@ def _tfds_load(
                 return _unless_taken(tfds.load, name, **kwargs)
         except tfds.core.DatasetNotFoundError:
             # Not chained: TFDS lists more than a thousand names.
-            raise ValueError(
-                f"Unknown data set. Received: name={name!r}. Embedded are "
-                f"{_EMBEDDED_NAMES}; 'tiny_imagenet' and any other name of "
-                "TensorFlow Datasets work too: "
-                "https://www.tensorflow.org/datasets/catalog."
-            ) from None
+            raise _unknown(name) from None
         except (OSError, tfds.download.DownloadError) as error:
             raise RuntimeError(
                 f"Could not prepare the data set {name!r} in "
@@ -209,6 +206,15 @@ def _tfds_load(
                 f"{_PACKAGED.get(name, '')}"
                 f"{_EMBEDDED_NAMES} need no network."
             ) from error
+
+
+def _unknown(name: Any) -> ValueError:
+    return ValueError(
+        f"Unknown data set. Received: name={name!r}. Embedded are "
+        f"{_EMBEDDED_NAMES}; 'tiny_imagenet' and any other name of "
+        "TensorFlow Datasets work too: "
+        "https://www.tensorflow.org/datasets/catalog."
+    )
 
 
 def _default_data_dir() -> str:

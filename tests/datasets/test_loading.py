@@ -203,9 +203,10 @@ def test_prepared_data_set_is_read_without_its_package(
     assert len(load(name, "test", data_dir=data_dir)) > 0
 
 
-def test_unknown_name_is_an_error_that_lists_the_embedded(tmp_path):
-    with pytest.raises(ValueError, match="name='no_such_set'") as error:
-        load("no_such_set", "train", data_dir=tmp_path)
+@pytest.mark.parametrize("name", ["no_such_set", "", " ", None])
+def test_unknown_name_is_an_error_that_lists_the_embedded(name, tmp_path):
+    with pytest.raises(ValueError, match=f"name={name!r}") as error:
+        load(name, "train", data_dir=tmp_path)
     message = str(error.value)
     assert "'digits' and 'mnist1d'" in message
     assert "'tiny_imagenet' and any other name of TensorFlow" in message

@@ -68,6 +68,45 @@ def _script(name, *arguments):
     )
 
 
+def test_rates_and_batch_sizes_that_both_vary_are_drawn_apart():
+    """In a process of its own, as flags are defined once in each."""
+    code = """
+import dataclasses, itertools
+import learning_rate_sweep as script, pandas as pd
+fields = [field.name for field in dataclasses.fields(script.sweep.Run)]
+rows = []
+for rate, size, seed in itertools.product((0.1, 0.01), (32, 128), range(3)):
+    row = dict.fromkeys(fields) | dict(learning_rate=rate, batch_size=size)
+    row |= dict(early_trace=seed + 1, peak_trace=seed + 2, test_accuracy=0.5)
+    history = [{"epoch": epoch, "trace": size / rate} for epoch in (1, 2)]
+    rows.append({**row, "seed": seed, "history": history})
+frame = pd.DataFrame(rows)
+before = frame.copy()
+figure = script.draw(frame, ["learning_rate", "batch_size"])
+left, _, right = figure.axes
+print(sorted(float(line.get_ydata()[0]) for line in left.lines))
+print([text.get_text() for text in right.get_legend().texts])
+pd.testing.assert_frame_equal(frame, before)
+"""
+    drawn = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(
+                map(str, (experiments.ROOT, experiments.SCRIPTS))
+            ),
+        },
+    )
+    assert drawn.returncode == 0, drawn.stderr
+    curves, legend = drawn.stdout.splitlines()[-2:]
+    assert curves == "[320.0, 1280.0, 3200.0, 12800.0]"
+    names = "learning rate", "0.1", "0.01", "batch size", "32", "128"
+    assert legend == str([*names])
+
+
 @pytest.mark.slow
 def test_every_script_ends_with_a_table_and_a_figure(tmp_path):
     shared = [*experiments.QUICK, "--seeds=2", f"--output_dir={tmp_path}"]
