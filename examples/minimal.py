@@ -21,7 +21,8 @@ network = keras.Sequential(
         keras.layers.Dense(10),
     ]
 )
-model = keras_fisher.FisherModel(network, penalty=keras_fisher.FisherPenalty())
+penalty = keras_fisher.FisherPenalty(warmup_steps=0)  # of 220 steps in all
+model = keras_fisher.FisherModel(network, penalty=penalty)
 model.compile(
     keras.optimizers.SGD(0.03, momentum=0.9),
     keras.losses.SparseCategoricalCrossentropy(from_logits=True),

@@ -64,9 +64,9 @@ def check_derivatives(
     A `FisherModel` with `method="exact"` does the same by itself at its first
     penalty, for layers that are not in the catalogue.
 
-    It costs two backward passes through each layer for each of seven
-    directions from each of its inputs and weights, eagerly: seconds for a
-    small network, minutes for one of a hundred layers.
+    Each layer runs forward and backward about eight times for each of its
+    inputs and weights, in a graph where it can: seconds for a small network,
+    minutes for one of a hundred layers.
 
     Args:
         model: A Keras model or layer. Nothing in it changes.

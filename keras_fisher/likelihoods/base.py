@@ -50,6 +50,8 @@ class Likelihood(ReadOnce):
 
     Example:
     ```python
+    from keras_fisher.likelihoods import draws
+
     @keras.saving.register_keras_serializable("mine")
     class Exponential(keras_fisher.likelihoods.Likelihood):
         \"\"\"Waiting times, whose mean is the exponential of the output.\"\"\"
