@@ -311,3 +311,18 @@ def test_a_wrapped_model_starts_as_without_the_wrapper(wrap):
         wrapper(network)(training.X)
         found.append([v.numpy() for v in network.variables])
     training.assert_equal(*found)
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "float64"])
+def test_computes_as_what_it_wraps_does_whatever_is_set_now(policy):
+    keras.config.set_dtype_policy(policy)
+    network = training.dense_network()
+    keras.config.set_dtype_policy("float32")
+    model = training.compiled(FisherModel(network, 0.1))
+    assert model.dtype_policy.name == policy
+    is_mixed = policy == "mixed_float16"
+    scaled = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+    assert scaled == is_mixed
+    layer = FisherRegularization(network, 0.1)
+    for state in model.state, layer.state:
+        assert state.fisher_trace.dtype == ("float32" if is_mixed else policy)

@@ -16,6 +16,7 @@ from keras_fisher import FisherPenalty
 from keras_fisher import GradientPenalty
 from keras_fisher import InputGradientPenalty
 from keras_fisher import UniformLabelPenalty
+from keras_fisher import likelihoods
 from keras_fisher import penalties
 
 
@@ -222,6 +223,8 @@ def test_stores_a_gradient_only_where_steps_in_between_add_it():
         (dict(start=5, stop=3), "stop"),
         (dict(micro_batch_size=0), "micro_batch_size"),
         (dict(method="central"), "method"),
+        (dict(warmup_steps=-1), "warmup_steps"),
+        (dict(warmup_steps=2.5), "warmup_steps"),
         (dict(exclude="("), "exclude"),
         (dict(exclude=3), "exclude"),
         (dict(exclude=[re.compile("bias")]), "exclude"),
@@ -381,3 +384,20 @@ def test_penalties_survive_serialization(cls):
 def test_docstrings_give_the_arguments(cls):
     for name in keras_fisher.FisherPenalty().get_config():
         assert f"{name}: " in cls.__doc__, name
+
+
+@pytest.mark.parametrize("method", ["exact", "finite_difference"])
+def test_only_the_value_of_a_term_has_a_gradient(method):
+    model, x = networks.build("dense")
+    penalty = FisherPenalty(0.7, method=method)
+    with tf.GradientTape(persistent=True) as tape:
+        forward = penalty.forward(model, x, seed=evaluation.SEED)
+        term = penalty(forward, likelihoods.Categorical(), seed=evaluation.SEED)
+    variables = [v.value for v in model.trainable_variables]
+    for part, flows in (
+        (term.value, True),
+        (term.traces, False),
+        (term.squared_norm, False),
+    ):
+        found = tape.gradient(part, variables)
+        assert all((g is not None) == flows for g in found), found

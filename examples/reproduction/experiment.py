@@ -249,18 +249,24 @@ def train(run: Run, path: str, jit: bool | str = "auto") -> dict:
     with common.replacing(path) as temporary:
         network.save(temporary)
     return {
-        **watch.rows[-1],
-        "early_trace": math.nan if early is None else early.early_trace,
-        "peak_trace": max(
-            (t for row in watch.rows if math.isfinite(t := row["trace"])),
-            default=math.nan,
-        ),
-        "best_test_accuracy": max(
-            row["test_accuracy"] for row in watch.rows if "test_accuracy" in row
-        ),
+        **summary(watch.rows, early),
         "seconds": backup.seconds,
         "versions": _versions(),
         "history": watch.rows,
+    }
+
+
+def summary(
+    rows: Sequence[dict], early: keras_fisher.callbacks.EarlyPhase | None
+) -> dict[str, float]:
+    """What tables have of a run: its last epoch, its best, its peak, TrF_i."""
+    traces = [row["trace"] for row in rows if math.isfinite(row["trace"])]
+    tests = [row["test_accuracy"] for row in rows if "test_accuracy" in row]
+    return {
+        **rows[-1],
+        "early_trace": math.nan if early is None else early.early_trace,
+        "peak_trace": max(traces, default=math.nan),
+        "best_test_accuracy": max(tests),
     }
 
 

@@ -6,8 +6,9 @@ share the runs. Stopped and started again, it goes on where it was.
 python examples/reproduction/reproduce.py --directory=reproduction \
         --page=docs/reproduction.md
 
-`make reproduce-images` runs all but `bounded_penalty.py`, and `noisy_labels.py`, on
-real images, with `--part=images` and `--part=images_resnet`: days on a CPU.
+`make reproduce-images` runs all but `bounded_penalty.py`, and also
+`noisy_labels.py`, on real images, with `--part=images` and
+`--part=images_resnet`: days on a CPU.
 """
 
 from __future__ import annotations

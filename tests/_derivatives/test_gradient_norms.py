@@ -73,6 +73,19 @@ def test_fraction_takes_the_nearest_number_of_examples(fraction, size):
     assert penalty.forward(model, x).subset.size == size
 
 
+@pytest.mark.parametrize("fraction", [0.01, 0.25, 0.4, 0.5, 0.99])
+def test_fraction_of_a_number_that_only_the_batch_tells(fraction):
+    model, _ = networks.build("dense")
+    penalty = FisherPenalty(fraction=fraction)
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 5], tf.float64)])
+    def size(x):
+        return penalty.forward(model, x).subset.size
+
+    found = [int(size(tf.zeros([n, 5], tf.float64))) for n in range(1, 8)]
+    assert found == [max(1, round(fraction * n)) for n in range(1, 8)]
+
+
 @pytest.mark.few(2)
 @pytest.mark.parametrize("name", networks.NETWORKS)
 def test_finite_difference_equals_exact_in_float64(name):

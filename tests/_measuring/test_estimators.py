@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 
 import keras_fisher
+from keras_fisher._measuring import estimators
 from keras_fisher._measuring import per_example
 from keras_fisher.likelihoods import Bernoulli
 from keras_fisher.likelihoods import Categorical
@@ -435,3 +436,56 @@ def test_batch_with_one_draw_has_no_error_to_tell():
     )
     assert trace > 0
     assert np.isnan(trace.standard_error)
+
+
+@pytest.mark.few(1)
+@pytest.mark.parametrize("count", [11, estimators.MOST_TOGETHER])
+def test_each_draw_is_one_of_the_labels_and_counts_once(count):
+    """Also where draws do not fill the last group that is traced."""
+    model, x = enumeration.classifier(3)
+    x = x[:1]
+
+    def trace(**kwargs):
+        return float(
+            keras_fisher.fisher_trace(
+                model, x, by="example", likelihood="categorical", **kwargs
+            )[0]
+        )
+
+    norms = [trace(y=np.array([k]), estimator="empirical") for k in range(3)]
+    means = [trace(num_samples=n, seed=0) for n in (count, count + 1)]
+    last = (count + 1) * means[1] - count * means[0]
+    errors = np.abs(np.subtract(last, norms)) / np.max(norms)
+    assert errors.min() < 1e-9, (last, norms)
+
+
+def test_many_draws_are_not_the_first_ones_again():
+    model, x = enumeration.classifier(3)
+    block = 7 * estimators.MOST_TOGETHER
+    once, twice = (
+        keras_fisher.fisher_trace(
+            model, x, likelihood="categorical", num_samples=n, seed=0
+        )
+        for n in (block, 2 * block)
+    )
+    assert float(once) != pytest.approx(float(twice), rel=1e-9)
+
+
+@keras.saving.register_keras_serializable("tests")
+class _RoundAndRound(Gaussian):
+    """Whose factors do not end where the last one is."""
+
+    def factors(self, outputs):
+        count, factor = super().factors(outputs)
+        return count, lambda k: factor(k % count)
+
+
+def test_no_factor_counts_twice():
+    model, x = enumeration.classifier(11)
+    found, expected = (
+        keras_fisher.fisher_trace(
+            model, x, estimator="exact", likelihood=likelihood
+        )
+        for likelihood in (_RoundAndRound(), Gaussian())
+    )
+    assert float(found) == pytest.approx(float(expected), rel=1e-12)

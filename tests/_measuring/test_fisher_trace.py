@@ -14,6 +14,8 @@ import pytest
 import tensorflow as tf
 
 import keras_fisher
+from keras_fisher._common import random_draws
+from keras_fisher._measuring import fisher_trace
 from keras_fisher.likelihoods import Categorical
 
 
@@ -450,3 +452,16 @@ def test_one_class_has_a_trace_of_zero(estimator):
         model, np.ones((5, 3)), likelihood="categorical", estimator=estimator
     )
     assert found == 0
+
+
+def test_a_sixteenth_of_a_large_batch_has_a_second_draw():
+    """The rows are not those of the seed that labels are drawn with."""
+    seed = tf.constant([3, 0], tf.int64)
+    for size, count in (5, 5), (100, 16), (320, 20), (330, 21):
+        x = tf.range(size)
+        longer, rows = fisher_trace._with_pairs(x, seed)
+        np.testing.assert_array_equal(longer, [*x, *rows])
+        assert len(set(rows.numpy())) == count == len(rows)
+    assert rows.numpy().tolist() != list(
+        random_draws.permutation(size, seed)[:count].numpy()
+    )

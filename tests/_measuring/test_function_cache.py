@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import weakref
 
+import foreign
 import keras
 from keras import layers
+import numpy as np
+import pytest
 import tensorflow as tf
 
+import keras_fisher
 from keras_fisher._measuring import function_cache
 
 
@@ -65,3 +70,44 @@ def test_functions_are_traced_even_where_the_program_runs_them_eagerly():
         assert tf.function(tf.executing_eagerly)()
     finally:
         tf.config.run_functions_eagerly(False)
+
+
+@pytest.mark.parametrize(
+    "of, jit_compile",
+    itertools.product(["fisher_trace", "hessian_trace"], [False, True]),
+)
+def test_compiled_by_xla_if_the_model_is(of, jit_compile):
+    """XLA refuses what runs outside of it; TensorFlow does not."""
+    outside = foreign.Applied(foreign.outside_of_xla)
+    model = keras.Sequential([keras.Input((4,)), outside, layers.Dense(3)])
+    model.compile(loss="mse", jit_compile=jit_compile)
+    batch = np.ones([2, 4], "float32"), np.ones([2, 3], "float32")
+    measure = getattr(keras_fisher, of)
+    if jit_compile:
+        with pytest.raises(tf.errors.InvalidArgumentError, match="XLA_"):
+            measure(model, *batch)
+    else:
+        assert np.isfinite(measure(model, *batch))
+
+
+def test_each_mode_of_the_network_has_a_function_of_its_own():
+    def network():
+        keras.utils.set_random_seed(0)
+        norm = layers.BatchNormalization()
+        return keras.Sequential([keras.Input((2,)), norm, layers.Dense(3)])
+
+    def trace(model, training):
+        return keras_fisher.fisher_trace(
+            model,
+            np.float32([[1.0, 2.0], [3.0, 5.0], [2.0, 9.0]]),
+            estimator="batch",
+            likelihood="categorical",
+            training=training,
+            seed=0,
+        )
+
+    model = network()
+    kept = [trace(model, training) for training in (False, True)]
+    anew = [trace(network(), training) for training in (False, True)]
+    np.testing.assert_allclose(kept, anew, rtol=1e-6)
+    assert kept[0] != pytest.approx(kept[1], rel=0.01)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 
-import cases
+import hessians
 import keras
 from keras import layers
 import networks
@@ -20,51 +20,6 @@ _LOSS = keras.losses.SparseCategoricalCrossentropy(
     from_logits=True, dtype="float64"
 )
 _Y = np.arange(networks.BATCH) % networks.CLASSES
-
-
-def _whole_hessian(model, loss) -> np.ndarray:
-    """By central differences of the gradient along each axis, in float64."""
-    variables = [v.value for v in model.trainable_variables]
-
-    def gradient():
-        with tf.GradientTape() as tape:
-            value = loss()
-        gradients = tape.gradient(
-            value,
-            variables,
-            unconnected_gradients=tf.UnconnectedGradients.ZERO,
-        )
-        return np.concatenate(
-            [np.ravel(tf.convert_to_tensor(g)) for g in gradients]
-        )
-
-    columns = []
-    for variable in model.trainable_variables:
-        start = variable.numpy()
-        for i in range(start.size):
-            moved = []
-            for step in (1e-5, -1e-5):
-                value = start.copy()
-                value.flat[i] += step
-                variable.assign(value)
-                moved.append(gradient())
-            columns.append((moved[0] - moved[1]) / 2e-5)
-        variable.assign(start)
-    return np.array(columns)
-
-
-def _quadratic_forms(model, matrix, seed, count) -> np.ndarray:
-    """vᵀ H v for the probes that hessian_trace draws."""
-    values = [tf.constant(v.numpy()) for v in model.trainable_variables]
-    forms = []
-    for k in range(count):
-        probe = hessian_trace._signs(
-            values, tf.constant([seed, 0], tf.int64), tf.constant(k)
-        )
-        v = np.concatenate([np.ravel(p) for p in probe])
-        assert set(v) == {-1.0, 1.0}
-        forms.append(v @ matrix @ v)
-    return np.array(forms)
 
 
 @pytest.mark.few(1)
@@ -88,11 +43,11 @@ def _quadratic_forms(model, matrix, seed, count) -> np.ndarray:
 def test_probes_see_the_whole_hessian(name, jit_compile):
     model, x = networks.build(name)
     model.compile("sgd", _LOSS, jit_compile=jit_compile)
-    matrix = _whole_hessian(model, lambda: _LOSS(_Y, model(x)))
+    matrix = hessians.whole(model, lambda: _LOSS(_Y, model(x)))
     trace = keras_fisher.hessian_trace(
         model, x, _Y, num_probes=8, tolerance=None, seed=5
     )
-    forms = _quadratic_forms(model, matrix, seed=5, count=8)
+    forms = hessians.quadratic_forms(model, matrix, seed=5, count=8)
     assert trace == pytest.approx(forms.mean(), rel=1e-6)
     error = forms.std(ddof=1) / np.sqrt(8)
     assert trace.standard_error == pytest.approx(error, rel=1e-5)
@@ -119,7 +74,7 @@ def _by_variable(model, matrix, seed, count) -> np.ndarray:
 def test_by_layer_and_variable_from_the_same_probes(name, jit_compile):
     model, x = networks.build(name)
     model.compile("sgd", _LOSS, jit_compile=jit_compile)
-    matrix = _whole_hessian(model, lambda: _LOSS(_Y, model(x)))
+    matrix = hessians.whole(model, lambda: _LOSS(_Y, model(x)))
     terms = _by_variable(model, matrix, seed=5, count=8)
 
     def measure(by):
@@ -148,7 +103,7 @@ def test_by_layer_and_variable_from_the_same_probes(name, jit_compile):
 def test_many_probes_find_the_diagonal_blocks():
     model, x = networks.build("dense")
     model.compile("sgd", _LOSS)
-    matrix = _whole_hessian(model, lambda: _LOSS(_Y, model(x)))
+    matrix = hessians.whole(model, lambda: _LOSS(_Y, model(x)))
     sizes = [v.shape.num_elements() for v in model.trainable_variables]
     blocks = np.split(np.diag(matrix), np.cumsum(sizes)[:-1])
     found = keras_fisher.hessian_trace(
@@ -163,11 +118,11 @@ def test_many_probes_find_the_diagonal_blocks():
 def test_recurrent_layers_and_repeated_rows(name):
     model, x = networks.build(name)
     model.compile("sgd", _LOSS)
-    matrix = _whole_hessian(model, lambda: _LOSS(_Y, model(x)))
+    matrix = hessians.whole(model, lambda: _LOSS(_Y, model(x)))
     trace = keras_fisher.hessian_trace(
         model, x, _Y, num_probes=8, tolerance=None, seed=5
     )
-    forms = _quadratic_forms(model, matrix, seed=5, count=8)
+    forms = hessians.quadratic_forms(model, matrix, seed=5, count=8)
     assert trace == pytest.approx(forms.mean(), rel=1e-5)
 
 
@@ -260,7 +215,7 @@ def test_differences_are_as_long_as_the_lowest_precision_asks():
 def test_standard_error_is_that_of_other_seeds():
     model, x = networks.build("dense")
     model.compile("sgd", _LOSS)
-    exact = np.trace(_whole_hessian(model, lambda: _LOSS(_Y, model(x))))
+    exact = np.trace(hessians.whole(model, lambda: _LOSS(_Y, model(x))))
     traces = [
         keras_fisher.hessian_trace(
             model, x, _Y, num_probes=24, tolerance=None, seed=seed
@@ -278,7 +233,7 @@ def test_batches_are_the_mean_over_examples():
     """Of sizes 4 and 2, each with its own probes."""
     model, x = networks.build("dense")
     model.compile("sgd", _LOSS)
-    exact = np.trace(_whole_hessian(model, lambda: _LOSS(_Y, model(x))))
+    exact = np.trace(hessians.whole(model, lambda: _LOSS(_Y, model(x))))
     dataset = tf.data.Dataset.from_tensor_slices((x, _Y)).batch(4)
     arguments = dict(num_probes=400, tolerance=None, seed=1)
     trace = keras_fisher.hessian_trace(model, dataset, **arguments)
@@ -308,86 +263,6 @@ def test_stops_at_the_tolerance(monkeypatch):
         model, x, _Y, num_probes=11, tolerance=1e-9, seed=0
     )
     assert sum(counts) == 11
-
-
-@pytest.mark.few(2)
-@pytest.mark.parametrize(
-    "loss, y",
-    [
-        ("mse", np.ones([networks.BATCH, networks.CLASSES])),
-        (
-            keras.losses.MeanSquaredError(dtype="float64"),
-            np.ones([networks.BATCH, 3]),
-        ),
-        (lambda y, p: tf.reduce_mean((p - y) ** 2, -1), np.ones([6, 3])),
-        (_LOSS, _Y),
-    ],
-    ids=["name", "instance", "function", "sparse"],
-)
-def test_any_loss(loss, y):
-    model, x = networks.build("dense")
-
-    def value():
-        mean = (
-            loss
-            if loss != "mse"
-            else keras.losses.MeanSquaredError(dtype="float64")
-        )
-        return tf.reduce_mean(mean(y, model(x)))
-
-    matrix = _whole_hessian(model, value)
-    trace = keras_fisher.hessian_trace(
-        model, x, y, loss=loss, num_probes=4, tolerance=None, seed=5
-    )
-    forms = _quadratic_forms(model, matrix, seed=5, count=4)
-    assert trace == pytest.approx(forms.mean(), rel=1e-6)
-
-
-def test_a_function_of_one_output_does_not_mix_examples():
-    keras.config.set_dtype_policy("float64")
-    model = keras.Sequential(
-        [keras.Input((2,), dtype="float64"), layers.Dense(1)]
-    )
-    x, y = np.random.default_rng(0).normal(size=(5, 2)), np.arange(5.0)
-    trace = keras_fisher.hessian_trace(
-        model, x, y, loss="mse", num_probes=2000, tolerance=None, seed=0
-    )
-    # 2 (mean of x xᵀ, 1), whatever the labels.
-    expected = 2 * (np.mean(np.sum(x**2, axis=1)) + 1)
-    assert abs(trace - expected) < 4 * trace.standard_error
-
-
-def test_the_compiled_loss_with_its_regularization_and_no_penalty():
-    base = keras.Sequential(
-        [
-            keras.Input((2,)),
-            layers.Dense(3, kernel_regularizer=keras.regularizers.L2(0.5)),
-        ]
-    )
-    x, y = np.zeros([4, 2], "float32"), np.arange(4) % 3
-    base.layers[0].bias.assign([100.0, 0.0, 0.0])  # no curvature but L2's
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    base.compile("sgd", loss)
-    model = keras_fisher.FisherModel(base, penalty=1.0)
-    model.compile("sgd", loss)
-    for compiled in (base, model):
-        trace = keras_fisher.hessian_trace(compiled, x, y, num_probes=8)
-        assert trace == pytest.approx(2 * 0.5 * 6, rel=1e-6)
-
-
-def test_sample_weights_of_a_data_set():
-    model, x = networks.build("dense")
-    model.compile("sgd", _LOSS)
-    weight = np.array([0.0, 1.0, 2.0, 3.0, 0.5, 1.0])
-    matrix = _whole_hessian(
-        model, lambda: _LOSS(_Y, model(x), sample_weight=weight)
-    )
-    dataset = tf.data.Dataset.from_tensors((x, _Y, weight))
-    trace = keras_fisher.hessian_trace(
-        model, dataset, num_probes=4, tolerance=None, seed=5
-    )
-    forms = _quadratic_forms(model, matrix, seed=5, count=4)
-    assert trace == pytest.approx(forms.mean(), rel=1e-6)
 
 
 def test_half_precision_is_near():
@@ -435,62 +310,29 @@ def test_labels_out_of_range_and_frozen_models():
         keras_fisher.hessian_trace(model, x, _Y, loss=_LOSS)
 
 
-@pytest.mark.parametrize("reduction", ["sum", "none", None])
-@pytest.mark.parametrize("batch_size", [2, None])
-def test_a_loss_is_the_mean_over_examples_however_it_is_reduced(
-    reduction, batch_size
-):
+def test_each_batch_has_probes_of_its_own():
+    """Of the same ones, two equal batches would tell no more than one."""
     model, x = networks.build("dense")
-    mean, other = (
+    traces = [
         keras_fisher.hessian_trace(
             model,
-            x,
-            _Y,
-            loss=keras.losses.SparseCategoricalCrossentropy(
-                from_logits=True, dtype="float64", reduction=r
-            ),
-            batch_size=batch_size,
-            num_probes=4,
+            np.concatenate([x] * count),
+            np.concatenate([_Y] * count),
+            loss=_LOSS,
+            batch_size=networks.BATCH,
+            num_probes=1,
             seed=0,
         )
-        for r in ("sum_over_batch_size", reduction)
-    )
-    assert float(other) == pytest.approx(float(mean), rel=1e-9)
+        for count in (1, 2)
+    ]
+    assert float(traces[0]) != pytest.approx(float(traces[1]), rel=1e-6)
 
 
-def test_the_reduction_of_a_loss_stays_as_it_was():
-    model, x = networks.build("dense")
-    loss = keras.losses.MeanSquaredError(reduction="sum")
-    y = np.zeros([networks.BATCH, networks.CLASSES])
-    keras_fisher.hessian_trace(model, x, y, loss=loss, num_probes=1)
-    assert loss.reduction == "sum"
-
-
-def test_losses_that_layers_add_count():
-    """Of an activity regularizer λ Σ a² / B, with a = w x and no other loss."""
-    keras.config.set_dtype_policy("float64")
-    x = np.array([[1.0], [3.0]])
-    layer = keras.layers.Dense(
-        1, use_bias=False, activity_regularizer=keras.regularizers.L2(0.5)
-    )
-    model = keras.Sequential([keras.Input((1,)), layer])
-    model.compile("sgd")
-    found = keras_fisher.hessian_trace(model, x, num_probes=2, seed=0)
-    # Older versions do not divide by B.
-    size = len(x) if cases.has_keras("3.14") else 1
-    np.testing.assert_allclose(float(found), 2 * 0.5 * np.sum(x**2) / size)
-
-
-def test_labels_with_noise_flags_are_those_that_were_given():
-    model, x = networks.build("dense")
-    model.compile(loss=_LOSS)
-    flags = {
-        "label": _Y,
-        "is_noisy": np.zeros(len(_Y), bool),
-        "true_label": (_Y + 1) % networks.CLASSES,
-    }
-    found, expected = (
-        keras_fisher.hessian_trace(model, x, y, num_probes=4, seed=0, verbose=0)
-        for y in (flags, _Y)
-    )
-    assert found == expected
+def test_each_probe_and_each_variable_has_signs_of_its_own():
+    seed = tf.constant([0, 0], tf.int64)
+    found = [
+        np.concatenate(hessian_trace._signs([tf.zeros([64])] * 2, seed, k))
+        for k in (0, 1)
+    ]
+    rows = {row.tobytes() for row in np.reshape(found, [4, 64])}
+    assert len(rows) == 4

@@ -297,4 +297,3 @@ def test_weights_of_a_wrapper_are_trained_or_refused(
     else:
         with pytest.raises(ValueError, match=r"extra.*of its wrapper"):
             model.compile(optimizer, "mse")
-            model.fit(x, x[:, :3], verbose=0)

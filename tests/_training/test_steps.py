@@ -16,6 +16,7 @@ from keras_fisher import GradientPenalty
 from keras_fisher import InputGradientPenalty
 from keras_fisher import UniformLabelPenalty
 from keras_fisher import likelihoods
+from keras_fisher.layers import FisherRegularization
 
 
 def _epochs_by_hand(network, penalty, epochs):
@@ -201,6 +202,17 @@ def test_a_reused_gradient_survives_a_scale_that_float16_has_not():
 
     for a, b in zip(trained(2.0**16), trained(2.0**10), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("policy", ["float16", "bfloat16", "mixed_float16"])
+def test_16_bits_are_summed_up_in_single_precision(policy):
+    """Counters would stop at 256, and traces end at 65,504."""
+    keras.config.set_dtype_policy(policy)
+    network = training.network(dropout=False, batch_norm=False)
+    state = FisherModel(network, 0.1).state
+    layer = FisherRegularization(network, 0.1, likelihood="categorical")
+    for each in state, layer.state:
+        assert each.fisher_trace.dtype == each.fisher_penalty.dtype == "float32"
 
 
 def test_float64_is_measured_in_float64():

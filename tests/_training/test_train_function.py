@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import foreign
 import keras
 import numpy as np
 import pytest
@@ -207,3 +208,20 @@ def test_no_step_is_counted_where_data_of_unknown_length_end(mode, steps):
     assert int(model.optimizer.iterations) == 9
     first, second, third = logs["fisher_penalty"]
     assert first == 0 and second > 0 and third not in (0, second)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_steps_are_compiled_by_xla_if_the_model_is(jit_compile):
+    """XLA refuses what runs outside of it; TensorFlow does not."""
+    outside = foreign.Applied(foreign.outside_of_xla)
+    network = keras.Sequential(
+        [keras.Input((4,)), outside, keras.layers.Dense(3)]
+    )
+    model = FisherModel(network, 0.1)
+    model.compile(loss="mse", jit_compile=jit_compile)
+    batch = np.ones([2, 4], "float32"), np.ones([2, 3], "float32")
+    if jit_compile:
+        with pytest.raises(tf.errors.InvalidArgumentError, match="XLA_"):
+            model.fit(*batch, verbose=0)
+    else:
+        model.fit(*batch, verbose=0)

@@ -201,6 +201,16 @@ def test_a_run_from_the_start_begins_anew():
     assert (early.early_step, early.early_trace) == (2, 7.0)
 
 
+def test_nothing_of_the_run_before_is_kept():
+    """Not what crossed at its first step, nor half of its first loss."""
+    early, half = EarlyPhase("loss", 2.5), EarlyPhase()
+    for trace, loss in (5.0, 2.0), (3.0, 8.0):
+        _run(early, [(2.0, [(0, trace)])])
+        assert (early.early_step, early.early_trace) == (0, trace)
+        _run(half, [(loss, [(0, trace)])])
+        assert half.crossing == loss / 2
+
+
 def test_steps_that_are_done_again_are_measured_again():
     early = EarlyPhase("loss", 0.8)
     _run(early, _CALLS)

@@ -134,3 +134,12 @@ def test_the_order_of_an_epoch_goes_by_the_step(augment):
         seen = [x.tobytes() for x in whole[1][0]]
         assert len({*seen}) == 5 * 256
         assert {*seen} <= known
+
+
+@pytest.mark.parametrize("holdout", [0.0, 0.2])
+def test_held_out_labels_are_as_noisy_and_those_of_the_test_are_not(holdout):
+    data = common.load_data("digits", 64, label_noise=0.5, holdout=holdout)
+    _, y = next(data.test.unbatch().batch(2000).as_numpy_iterator())
+    assert isinstance(y, dict) == (holdout > 0)
+    if holdout:
+        assert 0.3 < np.mean(y["is_noisy"]) < 0.6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import math
 import os
 import signal
@@ -205,3 +206,61 @@ def test_train_by_two_workers(data_dir, tmp_path):
     points = event_files.scalars(str(tmp_path / "logs" / "train"))
     steps = [p.step for p in points if p.tag == "fisher/trace"]
     assert steps == list(range(11))
+
+
+def test_every_flag_of_the_penalty_reaches_it():
+    """In a process of its own, as flags are defined once in each."""
+    code = """
+import sys
+from absl import flags
+import settings, train
+flags.FLAGS([*sys.argv])
+penalty = train.penalty()
+print([type(penalty).__name__, penalty.get_config(), settings.jit()])
+"""
+    folders = [scripts.ROOT, scripts.ROOT / "examples"]
+
+    def read(*arguments):
+        result = subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "PYTHONPATH": ":".join(map(str, folders))},
+        )
+        assert result.returncode == 0, result.stderr
+        return ast.literal_eval(result.stdout.splitlines()[-1])
+
+    assert read(
+        "--penalty=gradient",
+        "--alpha=0.7",
+        "--fraction=0.5",
+        "--every=3",
+        "--noreuse",
+        "--start=4",
+        "--stop=9",
+        "--micro_batch_size=8",
+        "--method=finite_difference",
+        "--exclude=bias",
+        "--bound=0.25",
+        "--warmup_steps=6",
+        "--jit=true",
+    ) == [
+        "GradientPenalty",
+        {
+            "alpha": 0.7,
+            "fraction": 0.5,
+            "every": 3,
+            "reuse": False,
+            "start": 4,
+            "stop": 9,
+            "micro_batch_size": 8,
+            "method": "finite_difference",
+            "exclude": ["bias"],
+            "bound": 0.25,
+            "warmup_steps": 6,
+        },
+        True,
+    ]
+    name, config, jit = read("--penalty=fisher", "--bound=0", "--jit=false")
+    assert (name, config["bound"], jit) == ("FisherPenalty", None, False)

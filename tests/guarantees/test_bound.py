@@ -384,6 +384,35 @@ def test_the_layer_is_bounded_by_the_gradient_that_it_sees(every):
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("every", [1, 2])
+def test_the_layer_bounds_what_reaches_layers_in_front_alike(every):
+    """By the gradient of its own weights; reused is that of these alone."""
+    found = []
+    for bound in None, 0.01:
+        body = keras.layers.Dense(4, activation="tanh")
+        head = training.dense_network(4, seed=1)
+        penalty = FisherPenalty(30.0, bound=bound, warmup_steps=0, every=every)
+        layer = FisherRegularization(
+            head, penalty, likelihood=_Determined(from_logits=True)
+        )
+        model = keras.Sequential([keras.Input((6,)), body, layer])
+        body.kernel.assign(np.linspace(-1, 1, 24).reshape(6, 4))
+        for _ in range(2):
+            with tf.GradientTape() as tape:
+                model(_X[:_BATCH], training=True)
+                [value] = model.losses
+            weights = [v.value for v in model.trainable_variables]
+            gradients = tape.gradient(value, weights)
+            found.append((value, gradients[:2], gradients[2:]))
+    (value, front, own), (_, later, _), (_, bounded, shorter), last = found
+    factor = 0.01 * np.sqrt(value / 30.0) / _norm([g.numpy() for g in own])
+    assert factor < 0.5
+    for a, b in zip([*bounded, *shorter], [*front, *own], strict=True):
+        np.testing.assert_allclose(a, factor * b, rtol=1e-6)
+    in_front = [np.abs(g).max() for g in (*later, *last[1])]
+    assert (np.max(in_front) == 0) == (every == 2)
+
+
 def test_it_warms_up_from_where_it_starts():
     penalty = FisherPenalty(bound=3.0, start=10, warmup_steps=4)
     found = [float(penalty.bound_at(step)) for step in range(9, 16)]

@@ -80,8 +80,8 @@ def run(kind, name, parts=None, dtype="float64", logs=None):
     """Trains for 20 steps.
 
     Args:
-        kind: `"model"`, `"layer"`, or `"loop"` for the layer without `fit`,
-            which Keras's own cannot do with several workers.
+        kind: `"model"` or `"layer"`; `"model loop"` or `"layer loop"` without
+            `fit`, which Keras's own cannot do with several workers.
         name: One of `_PENALTIES`.
         parts: Number of micro-batches of the batch.
         dtype: What to compute in.
@@ -99,7 +99,7 @@ def run(kind, name, parts=None, dtype="float64", logs=None):
         penalty = cls(micro_batch_size=size, **options)
         likelihood = _Determined(from_logits=True)
         network = training.dense_network(6, seed=1)
-        if kind != "model":
+        if kind.startswith("layer"):
             layer = FisherRegularization(
                 network, penalty, likelihood=likelihood
             )
@@ -115,7 +115,7 @@ def run(kind, name, parts=None, dtype="float64", logs=None):
             data += (np.linspace(0.0, 2.0, len(_X)).astype(dtype),)
         data = tf.data.Dataset.from_tensor_slices(data)
         data = data.batch(_BATCH, drop_remainder=True)
-        if kind == "loop":
+        if kind.endswith("loop"):
             _loop(model, data)
             return {"weights": _flat(network)}
         history = model.fit(
@@ -366,14 +366,17 @@ _FAST = [
 _WITHOUT_LABELS = [name for name in _PENALTIES if name.startswith("fisher")]
 _MODELS = [("model", name) for name in _PENALTIES]
 _LAYERS = [("layer", name) for name in _WITHOUT_LABELS]
-_LOOPS = [("loop", name) for name in _WITHOUT_LABELS]
+_LOOPS = [("layer loop", name) for name in _WITHOUT_LABELS]
+_OWN = [("model loop", name) for name in ("labels", "fisher")]
 
 
 @pytest.mark.parametrize(
     "strategy, number, cases",
     [
         ("replicas", 2, _FAST),
-        pytest.param("replicas", 2, _MODELS + _LAYERS, marks=pytest.mark.slow),
+        pytest.param(
+            "replicas", 2, _MODELS + _LAYERS + _OWN, marks=pytest.mark.slow
+        ),
         pytest.param("replicas", 4, _MODELS + _LAYERS, marks=pytest.mark.slow),
         pytest.param("workers", 2, _MODELS + _LOOPS, marks=pytest.mark.slow),
     ],
@@ -384,22 +387,23 @@ def test_parts_of_the_batch_train_as_micro_batches_do(strategy, number, cases):
         for (kind, name), actual in zip(cases, results, strict=True):
             # A difference of gradients loses half of the digits.
             rtol = 1e-6 if "difference" in name else 1e-10
-            expected = run(kind.replace("loop", "layer"), name, number)
+            expected = run(kind.removesuffix(" loop"), name, number)
             what = f"{kind}, {name} on {number} {strategy}"
             _assert_same(actual, expected, rtol, what)
 
 
 @pytest.mark.slow
 def test_replicas_count_by_their_examples():
-    cases = [({}, np.inf), (dict(global_clipnorm=0.1), 0.1)]
-    calls = [("uneven", 7, options) for options, _ in cases]
+    # Parts of two examples and of one; of one and of none.
+    cases = [(7, {}), (7, dict(global_clipnorm=0.1)), (3, {})]
+    calls = [("uneven", *case) for case in cases]
     [results] = _results("replicas", 4, *calls)
-    for seven, (_, most) in zip(results, cases, strict=True):
-        assert seven["sizes"] == [7]
-        # Parts of two examples, and of one.
-        for key, expected in _uneven_by_hand(7, 4, most).items():
+    for found, (count, options) in zip(results, cases, strict=True):
+        assert found["sizes"] == [count]
+        most = options.get("global_clipnorm", np.inf)
+        for key, expected in _uneven_by_hand(count, 4, most).items():
             np.testing.assert_allclose(
-                seven[key], expected, rtol=0, atol=1e-9, err_msg=f"{key} {most}"
+                found[key], expected, rtol=0, atol=1e-9, err_msg=f"{key} {most}"
             )
 
 

@@ -332,11 +332,19 @@ class _Resumed(NamedTuple):
         return self.run.network
 
 
+def _bounded(penalty, bound):
+    if penalty is None:
+        return None
+    config = {**penalty.get_config(), "bound": bound, "warmup_steps": 3}
+    return type(penalty).from_config(config)
+
+
 @st.composite
 def _resumptions(draw):
     run = draw(_runs(as_layer=draw(st.integers(0, 3)) == 3))
+    bound = draw(st.sampled_from((None, 0.5)))
     return _Resumed(
-        run,
+        run._replace(penalty=_bounded(run.penalty, bound)),
         draw(st.sampled_from(("sgd", "adam", "rmsprop"))),
         draw(st.integers(1, 2)),
         draw(st.sampled_from(("file", "weights"))),

@@ -405,6 +405,7 @@ def test_another_likelihood_is_taken():
                 method="finite_difference",
                 exclude="bias",
                 bound=None,
+                warmup_steps=5,
             ).items()
         ],
         (likelihoods.Categorical, "from_logits", False),

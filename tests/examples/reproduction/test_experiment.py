@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import common
 import experiment
@@ -10,6 +11,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+
+import keras_fisher
 
 
 @pytest.mark.parametrize(
@@ -52,6 +55,9 @@ def test_a_result_is_that_of_the_saved_network(tmp_path, method, strength):
     assert [row["epoch"] for row in result["history"]] == [1, 2]
     traces = [row["trace"] for row in result["history"]]
     assert result["peak_trace"] == max(traces) > 0
+    assert result["clean_trace"] > 0 and result["noisy_trace"] > 0
+    tests = [row["test_accuracy"] for row in result["history"]]
+    assert result["best_test_accuracy"] == max(tests)
 
 
 @pytest.mark.slow
@@ -103,3 +109,34 @@ def test_mixup_mixes_inputs_and_labels_with_the_same_weights(shape):
     # A label says which examples an input is made of, and how much of each.
     expected = np.tensordot(labels, x, axes=1)
     np.testing.assert_allclose(mixed, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_best_and_the_peak_are_of_all_epochs():
+    rows = [
+        dict(epoch=1, trace=5.0, test_accuracy=0.4),
+        dict(epoch=2, trace=math.inf, test_accuracy=0.9),
+        dict(epoch=3, trace=7.0),
+        dict(epoch=4, trace=2.0, test_accuracy=0.6),
+    ]
+    early = keras_fisher.callbacks.EarlyPhase()
+    early.restore([0, 4], [2.0, 6.0], threshold=0.5, early=(4, 3.5))
+    result = experiment.summary(rows, early)
+    assert result["best_test_accuracy"] == 0.9
+    assert result["peak_trace"] == 7.0, "what is finite"
+    assert result["early_trace"] == 3.5
+    assert (result["trace"], result["test_accuracy"]) == (2.0, 0.6)
+    assert math.isnan(experiment.summary(rows, None)["early_trace"])
+
+
+@pytest.mark.parametrize("size", [3, 40])
+def test_traces_are_measured_on_clean_and_on_noisy_examples(size):
+    data = common.load_data("digits", 64, label_noise=0.5)
+    kinds = {}
+    for x, y in data.examples.unbatch().as_numpy_iterator():
+        kinds.setdefault(bool(y["is_noisy"]), []).append(x)
+    probes = experiment._probes(data, size)
+    for name, is_noisy in ("clean_trace", False), ("noisy_trace", True):
+        np.testing.assert_array_equal(probes[name], kinds[is_noisy][:size])
+    assert len(probes["trace"]) == size
+    plain = experiment._probes(common.load_data("digits", 64), size)
+    assert {name: len(x) for name, x in plain.items()} == {"trace": size}

@@ -68,8 +68,43 @@ def _script(name, *arguments):
     )
 
 
-def test_rates_and_batch_sizes_that_both_vary_are_drawn_apart():
+def _printed(code):
     """In a process of its own, as flags are defined once in each."""
+    folders = experiments.ROOT, experiments.SCRIPTS
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders))},
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout.splitlines()
+
+
+def test_gains_are_of_the_gap_between_the_two_rates():
+    code = """
+import pandas as pd, penalty_comparison as script
+accuracies = {
+    ("none", 0.1): (0.8, 0.9), ("none", 0.01): (0.6, 0.7),
+    ("FP", 0.1): (0.9, 0.9), ("FP", 0.01): (0.8, 0.8),
+    ("GP", 0.1): (0.8, 0.8), ("GP", 0.01): (0.6, 0.6),
+}
+frame = pd.DataFrame(
+    {"method": method, "learning_rate": rate, "test_accuracy": accuracy}
+    for (method, rate), seeds in accuracies.items() for accuracy in seeds
+)
+for row in script.gains(frame, 0.01, 0.1).to_dict("records"):
+    print(list(row.items()))
+"""
+    closed, gain = "of the gap closed at 0.01 (%)", "gain at 0.1 (points)"
+    assert _printed(code)[-2:] == [
+        str([("method", "FP"), (closed, "75"), (gain, "+5.0")]),
+        str([("method", "GP"), (closed, "-25"), (gain, "-5.0")]),
+    ]
+
+
+def test_rates_and_batch_sizes_that_both_vary_are_drawn_apart():
     code = """
 import dataclasses, itertools
 import learning_rate_sweep as script, pandas as pd
@@ -88,20 +123,7 @@ print(sorted(float(line.get_ydata()[0]) for line in left.lines))
 print([text.get_text() for text in right.get_legend().texts])
 pd.testing.assert_frame_equal(frame, before)
 """
-    drawn = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(
-                map(str, (experiments.ROOT, experiments.SCRIPTS))
-            ),
-        },
-    )
-    assert drawn.returncode == 0, drawn.stderr
-    curves, legend = drawn.stdout.splitlines()[-2:]
+    curves, legend = _printed(code)[-2:]
     assert curves == "[320.0, 1280.0, 3200.0, 12800.0]"
     names = "learning rate", "0.1", "0.01", "batch size", "32", "128"
     assert legend == str([*names])

@@ -56,3 +56,16 @@ def test_nothing_is_trained_to_choose_from_one(monkeypatch):
     assert (run.method, run.strength, run.holdout) == ("FP", 0.3, 0)
     assert tried.empty
     assert tuning.best_learning_rate([0.1]) == 0.1
+
+
+def test_the_learning_rate_that_validates_best_is_chosen(monkeypatch):
+    validation = {0.1: 0.5, 0.2: 0.9, 0.4: 0.7}
+    seen = []
+
+    def train(run, path):
+        seen.append((run.method, run.holdout))
+        return experiments.result(validation[run.learning_rate])
+
+    experiments.train_by(monkeypatch, train)
+    assert tuning.best_learning_rate([*validation]) == 0.2
+    assert set(seen) == {("none", 0.2)}
