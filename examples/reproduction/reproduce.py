@@ -103,7 +103,8 @@ IMAGE_COMMANDS = (
         "--train_examples=60000",
         "--fraction=0.125",
         *_FIVE_SEEDS,
-        *_GIVEN,
+        "--epochs=10",
+        "--strengths=bounded FP:1",
     ),
     (
         "label_noise.py",

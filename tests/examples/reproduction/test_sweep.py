@@ -175,6 +175,16 @@ def test_a_run_of_another_process_is_waited_for(tmp_path, monkeypatch):
     assert trained == [1, 0]
 
 
+def test_processes_that_train_keep_the_memory_of_tensors(monkeypatch):
+    """But for what somebody has set."""
+    environment = {"MALLOC_ARENA_MAX": "3"}
+    monkeypatch.setattr(sweep.os, "environ", environment)
+    with sweep.trainer("auto"):
+        assert environment["MALLOC_ARENA_MAX"] == "3"
+        assert environment["MALLOC_MMAP_MAX_"] == "0"
+        assert int(environment["MALLOC_TRIM_THRESHOLD_"]) > 2**30
+
+
 @pytest.mark.slow
 def test_a_script_killed_and_shared_by_two_ends_with_all_runs(tmp_path):
     command = [
