@@ -87,8 +87,7 @@ class Run:
         method: One of `METHODS`.
         strength: Of the method; 0 for `"none"`.
         start: Optimizer step from which a penalty is added.
-        fraction: Share of the batch that a penalty is computed on; 1 where
-            there is none.
+        fraction: Share of the batch that a penalty is computed on.
         label_noise: Share of the training labels that are drawn anew.
         holdout: Share of the training set to leave out, and to measure the
             accuracy on instead of the test set. Its labels are as noisy.
@@ -115,9 +114,11 @@ class Run:
     holdout: float = 0.0
     seed: int = 0
 
-    def __post_init__(self):
-        if self.method not in PENALTIES:  # Runs are equal that do the same.
-            object.__setattr__(self, "fraction", 1.0)
+    def effective(self) -> Run:
+        """Equal to those of others that do the same."""
+        if self.method in PENALTIES:
+            return self
+        return dataclasses.replace(self, fraction=1.0)
 
 
 def from_flags(**values) -> Run:

@@ -103,7 +103,6 @@ IMAGE_COMMANDS = (
         "--train_examples=60000",
         "--fraction=0.125",
         *_FIVE_SEEDS,
-        "--epochs=10",
         "--strengths=bounded FP:1",
     ),
     (

@@ -56,7 +56,7 @@ def results(runs: Iterable[Run], output_dir: str, title: str) -> pd.DataFrame:
         A row for each run, in their order, with the fields of the `Run` and
         what was measured, `history` and `path` (of the network) included.
     """
-    runs = [*dict.fromkeys(runs)]
+    runs = [*dict.fromkeys(run.effective() for run in runs)]
     directory = os.path.join(output_dir, "runs")
     os.makedirs(directory, exist_ok=True)
     print(f"{title}: {len(runs)} runs")
@@ -186,11 +186,11 @@ def _read(path: str) -> dict:
 
 def path(run: Run, directory: str, extension: str) -> str:
     """Where a file of a run is: runs that differ in anything have others."""
-    known = dataclasses.asdict(run)
+    known = dataclasses.asdict(run.effective())
     # Runs of before these fields keep their names.
     if run.train_examples is None:
         del known["train_examples"]
-    if run.fraction == 1:
+    if known["fraction"] == 1:
         del known["fraction"]
     fields = json.dumps(known, sort_keys=True)
     digest = hashlib.sha256(fields.encode()).hexdigest()[:10]

@@ -82,12 +82,17 @@ def test_runs_that_differ_in_anything_have_files_of_their_own(tmp_path):
     assert len(paths) == 19
 
 
-def test_a_fraction_makes_no_other_run_where_nothing_is_penalized():
-    one, other = (
+def test_a_fraction_makes_no_other_run_where_nothing_is_penalized(
+    tmp_path, monkeypatch
+):
+    runs = [
         experiment.from_flags(learning_rate=0.1, fraction=fraction)
         for fraction in (1.0, 0.5)
-    )
-    assert one == other
+    ]
+    assert len({sweep.path(run, tmp_path, "json") for run in runs}) == 1
+    experiments.train_by(monkeypatch, lambda run, path: experiments.result(1.0))
+    frame = sweep.results(runs, tmp_path, "once")
+    assert frame["fraction"].tolist() == [1.0]
 
 
 def test_backups_are_deleted_when_the_result_is_there(tmp_path, monkeypatch):

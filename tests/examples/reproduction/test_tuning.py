@@ -22,16 +22,19 @@ def test_the_strength_that_validates_best_is_chosen(monkeypatch):
         return experiments.result(validation[run.method, run.strength])
 
     experiments.train_by(monkeypatch, train)
-    plain = [experiment.from_flags(learning_rate=rate) for rate in (0.1, 0.2)]
+    plain = [
+        experiment.from_flags(learning_rate=rate, fraction=0.5)
+        for rate in (0.1, 0.2)
+    ]
     runs, tried = tuning.chosen(
         plain, {"FP": (0.1, 1.0), "GP": (0.2, 0.3)}, "choosing"
     )
-    assert {run.holdout for run in seen} == {0.2}
+    assert {(run.holdout, run.fraction) for run in seen} == {(0.2, 0.5)}
     assert [
-        (run.learning_rate, run.method, run.strength, run.holdout)
+        (run.learning_rate, run.method, run.strength, run.holdout, run.fraction)
         for run in runs
     ] == [
-        (rate, method, strength, 0)
+        (rate, method, strength, 0, 0.5)
         for rate in (0.1, 0.2)
         for method, strength in (("FP", 1.0), ("GP", 0.2))
     ]
