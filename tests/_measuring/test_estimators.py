@@ -459,6 +459,7 @@ def test_each_draw_is_one_of_the_labels_and_counts_once(count):
     assert errors.min() < 1e-9, (last, norms)
 
 
+@pytest.mark.slow
 def test_many_draws_are_not_the_first_ones_again():
     model, x = enumeration.classifier(3)
     block = 7 * estimators.MOST_TOGETHER

@@ -214,53 +214,40 @@ def test_every_flag_of_the_penalty_reaches_it():
 import sys
 from absl import flags
 import settings, train
-flags.FLAGS([*sys.argv])
-penalty = train.penalty()
-print([type(penalty).__name__, penalty.get_config(), settings.jit()])
+for arguments in sys.argv[1:]:
+    flags.FLAGS(["train.py", *arguments.split()])
+    penalty = train.penalty()
+    print([type(penalty).__name__, penalty.get_config(), settings.jit()])
 """
-    folders = [scripts.ROOT, scripts.ROOT / "examples"]
-
-    def read(*arguments):
-        result = subprocess.run(
-            [sys.executable, "-c", code, *arguments],
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, "PYTHONPATH": ":".join(map(str, folders))},
-        )
-        assert result.returncode == 0, result.stderr
-        return ast.literal_eval(result.stdout.splitlines()[-1])
-
-    assert read(
-        "--penalty=gradient",
-        "--alpha=0.7",
-        "--fraction=0.5",
-        "--every=3",
-        "--noreuse",
-        "--start=4",
-        "--stop=9",
-        "--micro_batch_size=8",
-        "--method=finite_difference",
-        "--exclude=bias",
-        "--bound=0.25",
-        "--warmup_steps=6",
-        "--jit=true",
-    ) == [
-        "GradientPenalty",
-        {
-            "alpha": 0.7,
-            "fraction": 0.5,
-            "every": 3,
-            "reuse": False,
-            "start": 4,
-            "stop": 9,
-            "micro_batch_size": 8,
-            "method": "finite_difference",
-            "exclude": ["bias"],
-            "bound": 0.25,
-            "warmup_steps": 6,
-        },
-        True,
-    ]
-    name, config, jit = read("--penalty=fisher", "--bound=0", "--jit=false")
+    first = (
+        "--penalty=gradient --alpha=0.7 --fraction=0.5 --every=3 --noreuse "
+        "--start=4 --stop=9 --micro_batch_size=8 --method=finite_difference "
+        "--exclude=bias --bound=0.25 --warmup_steps=6 --jit=true"
+    )
+    second = "--penalty=fisher --bound=0 --jit=false"
+    folders = scripts.ROOT, scripts.ROOT / "examples"
+    result = subprocess.run(
+        [sys.executable, "-c", code, first, second],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders))},
+    )
+    assert result.returncode == 0, result.stderr
+    found, unbounded = map(ast.literal_eval, result.stdout.splitlines()[-2:])
+    config = {
+        "alpha": 0.7,
+        "fraction": 0.5,
+        "every": 3,
+        "reuse": False,
+        "start": 4,
+        "stop": 9,
+        "micro_batch_size": 8,
+        "method": "finite_difference",
+        "exclude": ["bias"],
+        "bound": 0.25,
+        "warmup_steps": 6,
+    }
+    assert found == ["GradientPenalty", config, True]
+    name, config, jit = unbounded
     assert (name, config["bound"], jit) == ("FisherPenalty", None, False)

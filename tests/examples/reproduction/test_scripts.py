@@ -45,7 +45,7 @@ def test_wrong_values_are_refused_before_anything_trains(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.few(1)  # Of a script alone: tests have all paths.
+@pytest.mark.slow
 @pytest.mark.parametrize("script", _SCRIPTS)
 def test_help_explains_the_flags(script):
     """Also those of the modules that scripts share."""
