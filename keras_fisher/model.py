@@ -144,7 +144,11 @@ class FisherModel(Settings, Evaluation):
         self.built = True
 
     def call(self, inputs, training=None, mask=None):
-        return self.model(inputs, training=training)
+        given = {"training": training}
+        if keras_layers.takes_mask(self.model):
+            given["mask"] = mask
+        given = {k: v for k, v in given.items() if v is not None}
+        return self.model(inputs, **given)
 
     def compute_mask(self, inputs, previous_mask):
         # The outputs of the wrapped model bring their own.
@@ -169,13 +173,16 @@ class FisherModel(Settings, Evaluation):
     @classmethod
     def from_config(cls, config: dict, custom_objects=None) -> FisherModel:
         config = dict(config)
-        config["model"] = keras.saving.deserialize_keras_object(
-            config["model"], custom_objects=custom_objects
-        )
-        return cls(**config)
+        with keras.saving.custom_object_scope(custom_objects or {}):
+            config["model"] = keras.saving.deserialize_keras_object(
+                config["model"]
+            )
+            return cls(**config)
 
     def compile(self, *args, **kwargs):
         super().compile(*args, **kwargs)
+        if self.optimizer is not None and optimizers.step_of(self) == 0:
+            self.state.begin_run()
         self._prepare_training()
 
     compile.__doc__ = keras.Model.compile.__doc__
@@ -187,8 +194,9 @@ class FisherModel(Settings, Evaluation):
 
     def fit(self, x=None, y=None, *args, **kwargs):
         names = output_names(self.model)
-        labels = label_of(y, names)
-        model_checks.check_labels(self.model, self.likelihood, labels)
+        if self._schedule.observes:
+            labels = label_of(y, names)
+            model_checks.check_labels(self.model, self.likelihood, labels)
         bound = _FIT.bind(self, x, y, *args, **kwargs)
         class_weights.become_sample_weights(bound, names)
         history = super().fit(**_by_name(bound))
@@ -235,7 +243,9 @@ class FisherModel(Settings, Evaluation):
         return logs
 
     def predict_step(self, data):
-        return self.model.predict_step(data)
+        outputs = self.model.predict_step(data)
+        self.built = self.built or self.model.built
+        return outputs
 
     def _planned_step(self, data, division: Division | None, plan: Plan):
         """A step that does what its plan says.
@@ -325,7 +335,7 @@ class FisherModel(Settings, Evaluation):
                 )
 
         # Update, metrics, logs.
-        optimizer.apply(gradients, variables)
+        optimizer.apply_gradients(zip(gradients, variables))
         self._loss_tracker.update_state(share.of_all(loss), share.batch_size)
         logs = self.compute_metrics(x, y, forward.outputs, sample_weight)
         traces = None if traces is None else share.weighted(traces)
@@ -441,6 +451,8 @@ class FisherModel(Settings, Evaluation):
                 self._build_before_tracing,
                 self._output_look,
                 self._derivative_look(),
+                # Assigned within a callback, for those that come behind it.
+                self.measurements,
             )
         return self.train_function
 

@@ -326,3 +326,61 @@ def test_computes_as_what_it_wraps_does_whatever_is_set_now(policy):
     layer = FisherRegularization(network, 0.1)
     for state in model.state, layer.state:
         assert state.fisher_trace.dtype == ("float32" if is_mixed else policy)
+
+
+class Halving(keras.optimizers.SGD):
+    def apply_gradients(self, gradients_and_variables):
+        return super().apply_gradients(
+            [(g / 2, v) for g, v in gradients_and_variables]
+        )
+
+
+def test_what_an_optimizer_overrides_counts_at_each_step():
+    found = []
+    for trace_every in 1, None:
+        model = FisherModel(training.network(), trace_every=trace_every)
+        training.compiled(model, optimizer=Halving(0.1))
+        training.fit(model, epochs=1)
+        found.append(training.weights(model.model))
+    training.assert_equal(*found)
+
+
+@pytest.mark.parametrize("takes_mask", [True, False])
+def test_a_mask_that_is_given_reaches_the_network(takes_mask):
+    class Sum(keras.Model):
+        if takes_mask:
+
+            def call(self, x, mask=None):
+                return keras.ops.sum(x * keras.ops.cast(mask, x.dtype), 1)
+        else:
+
+            def call(self, x, training=True):
+                return keras.ops.sum(x, 1) * (2.0 if training else 1.0)
+
+    x = np.float32([[1.0, 2.0, 4.0]])
+    mask = np.array([[True, False, True]])
+    network = Sum()
+    found = FisherModel(network, trace_every=None)(x, mask=mask)
+    given = {"mask": mask} if takes_mask else {}
+    np.testing.assert_array_equal(found, network(x, **given))
+
+
+def test_a_model_that_has_predicted_is_built(tmp_path):
+    network = keras.Sequential([keras.layers.Dense(3)])
+    model = FisherModel(network, trace_every=None)
+    model.predict(np.ones([2, 4]), verbose=0)
+    model.save_weights(tmp_path / "of.weights.h5")
+    assert model.count_params() >= network.count_params() == 15
+
+
+def test_custom_objects_are_those_of_penalties_and_likelihoods_too():
+    class Own(FisherPenalty):
+        pass
+
+    class Likely(likelihoods.Gaussian):
+        pass
+
+    model = FisherModel(training.network(), Own(), likelihood=Likely())
+    given = {"Own": Own, "Likely": Likely}
+    again = FisherModel.from_config(model.get_config(), given)
+    assert type(again.penalty) is Own and type(again.likelihood) is Likely

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 import contextlib
+import inspect
 from typing import Any
 
 import keras
@@ -184,6 +185,11 @@ def compute_dtype(layer: keras.layers.Layer) -> str:
         found or [unwrapped(layer).compute_dtype],
         key=lambda name: (tf.as_dtype(name).size, tf.as_dtype(name).max),
     )
+
+
+def takes_mask(layer: keras.layers.Layer) -> bool:
+    """Whether a mask can be given to a call of it."""
+    return "mask" in inspect.signature(layer.call).parameters
 
 
 # Keras has no public name for the mask that its layers leave on outputs.

@@ -207,11 +207,14 @@ def _names_of_keras() -> frozenset[str]:
     What matters of them has a public name. The rest counts calls, tracks
     objects, and belongs to training.
     """
-    x = keras.Input((1,))
-    sequential = keras.Sequential([x, keras.layers.Layer()])
-    functional = keras.Model(x, keras.layers.Identity()(x))
+    # Named, so that Keras does not count them among those of the user.
+    x = keras.Input((1,), name="x")
+    layer = keras.layers.Layer(name="layer")
+    sequential = keras.Sequential([x, layer], name="sequential")
+    y = keras.layers.Identity(name="identity")(x)
+    functional = keras.Model(x, y, name="functional")
     for model in (sequential, functional):
-        model.compile(loss="mse")
-    things = (keras.layers.Layer(), sequential, functional)
+        model.compile(keras.optimizers.SGD(name="sgd"), "mse")
+    things = (keras.layers.Layer(name="other"), sequential, functional)
     names = frozenset(name for thing in things for name in vars(thing))
     return names | _SET_BY_FIT

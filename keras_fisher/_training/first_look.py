@@ -36,9 +36,8 @@ class FirstLook:
         self._is_done = True
         try:
             self._function(x)
-        except Exception as error:
+        except Exception:
             self._is_done = False  # Who goes on is told again.
-            self._error = error
             raise
 
     def raise_error(self) -> None:
@@ -71,7 +70,11 @@ class FirstLook:
             given = iter(values)
             flat = [None if leaf is None else next(given) for leaf in leaves]
             with _LOOKS:
-                self.look(tf.nest.pack_sequence_as(x, flat, True))
+                try:
+                    self.look(tf.nest.pack_sequence_as(x, flat, True))
+                except Exception as error:
+                    self._error = error
+                    raise
 
         there = [leaf for leaf in leaves if leaf is not None]
 

@@ -38,15 +38,25 @@ def check_accumulation(optimizer: keras.optimizers.Optimizer) -> None:
 def ends_step(optimizer: keras.optimizers.Optimizer) -> bool | tf.Tensor:
     """Whether the next gradients are the last of those that one update takes.
 
-    Where they are accumulated, `iterations` counts updates, and the optimizer's
-    own variable the batches.
+    Where they are accumulated, `iterations` counts updates.
     """
     accumulated = accumulation_steps(optimizer)
     if accumulated == 1:
         return True
+    return (_batches(optimizer) + 1) % accumulated == 0
+
+
+def is_amid_step(optimizer: keras.optimizers.Optimizer) -> bool:
+    """Whether an update waits for more batches; waits for those under way."""
+    accumulated = accumulation_steps(optimizer)
+    return accumulated > 1 and int(_batches(optimizer)) % accumulated != 0
+
+
+def _batches(optimizer: keras.optimizers.Optimizer) -> tf.Tensor:
+    """How many there were, by the optimizer's own variable."""
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
     (batches,) = [v for v in optimizer.variables if v.name == "iteration"]
-    return (tf.convert_to_tensor(batches) + 1) % accumulated == 0
+    return tf.convert_to_tensor(batches)
 
 
 def step_of(model: keras.Model) -> int:

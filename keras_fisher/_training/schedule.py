@@ -91,10 +91,10 @@ class Schedule:
         """The first step from this one on that has a fresh penalty."""
         if self._penalty is None:
             return None
-        last = max(step, self._penalty.start) + self._penalty.every
-        steps = np.arange(step, last)
-        fresh = steps[np.asarray(self._penalty.is_fresh(steps), bool)]
-        return int(fresh[0]) if fresh.size else None
+        penalty = self._penalty
+        first = max(step, penalty.start)
+        first += (penalty.start - first) % penalty.every
+        return first if penalty.is_fresh(first) else None
 
     def _codes(self, step):
         """Plans as integers; `step` may be an array, or a tensor."""

@@ -6,6 +6,8 @@ takes effect without that (α), or is refused: none is ignored.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+import contextlib
 from typing import Any
 
 import keras
@@ -24,6 +26,16 @@ from keras_fisher.likelihoods.lookup import of_model
 from keras_fisher.penalties import kinds
 from keras_fisher.penalties.base import Penalty
 
+# Attributes that follow what is assigned.
+_DECIDING = (
+    "_penalty",
+    "_trace_every",
+    "_likelihood",
+    "_finds_likelihood",
+    "_output_look",
+    "_operation_look",
+)
+
 
 class Settings(ReadOnce, keras.Model):
     """A model around another, whose steps follow what is assigned to it.
@@ -35,6 +47,12 @@ class Settings(ReadOnce, keras.Model):
     """
 
     def __init__(self, model, penalty, likelihood, trace_every, seed, **kwargs):
+        if kwargs.get("activity_regularizer") is not None:
+            raise ValueError(
+                "Steps that measure call the wrapped model alone. Received: "
+                f"activity_regularizer={kwargs['activity_regularizer']!r}. "
+                "Give it to the model that is wrapped, or to its last layer."
+            )
         super().__init__(**kwargs)
         if seed is not None:
             seed = checks.integer("seed", seed, 0)
@@ -59,8 +77,9 @@ class Settings(ReadOnce, keras.Model):
 
     @penalty.setter
     def penalty(self, penalty) -> None:
-        self._penalty = kinds.get(penalty)
-        self._observe()
+        with self._all_or_nothing():
+            self._penalty = kinds.get(penalty)
+            self._observe()
         with self.distribute_strategy.scope():
             self.state.begin_penalty(
                 None if self._penalty is None else self._penalty.alpha_variable
@@ -75,8 +94,9 @@ class Settings(ReadOnce, keras.Model):
     def trace_every(self, trace_every: int | None) -> None:
         if trace_every is not None:
             trace_every = checks.integer("trace_every", trace_every, 1)
-        self._trace_every = trace_every
-        self._observe()
+        with self._all_or_nothing():
+            self._trace_every = trace_every
+            self._observe()
 
     @property
     def likelihood(self) -> Likelihood | None:
@@ -85,18 +105,30 @@ class Settings(ReadOnce, keras.Model):
 
     @likelihood.setter
     def likelihood(self, likelihood: Any) -> None:
-        self._finds_likelihood = is_auto(likelihood)
-        self._likelihood = None
-        if not self._finds_likelihood:
-            self._likelihood = of_model(likelihood, self.model)
-        if self.compiled:
-            self._prepare_training()
+        with self._all_or_nothing():
+            self._finds_likelihood = is_auto(likelihood)
+            self._likelihood = None
+            if not self._finds_likelihood:
+                self._likelihood = of_model(likelihood, self.model)
+            if self.compiled:
+                self._prepare_training()
         self._trace_again()
 
     _instead = "Make another `FisherModel(model, penalty, seed=...)`."
 
     def _is_read_once(self, name: str) -> bool:
         return name in ("model", "seed")
+
+    @contextlib.contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """Context of an assignment, which is taken back if it is refused."""
+        before = {k: vars(self)[k] for k in _DECIDING if k in vars(self)}
+        try:
+            yield
+        except Exception:
+            for name, value in before.items():
+                setattr(self, name, value)
+            raise
 
     def _observe(self) -> None:
         """Has what is assigned take effect at the next step."""
@@ -112,10 +144,15 @@ class Settings(ReadOnce, keras.Model):
 
     def _prepare_training(self) -> None:
         """What a compiled model needs before its first step."""
-        if not self._schedule.observes:
-            return
+        observes = self._schedule.observes
         if self._finds_likelihood:
-            self._likelihood = of_model(self.loss, self.model)
+            # Accuracies on noisy labels want it, and can do without.
+            refused = () if observes else ValueError
+            self._likelihood = None
+            with contextlib.suppress(refused):
+                self._likelihood = of_model(self.loss, self.model)
+        if not observes:
+            return
         model_checks.check_transcripts(
             self.penalty, self.loss, self._likelihood
         )

@@ -132,6 +132,14 @@ class FisherState(keras.layers.Layer):
         for variable in self._gradients.values():
             variable.assign(tf.zeros_like(variable))
 
+    def begin_run(self) -> None:
+        """Forgets what a bound goes by, which the optimizer does not go on."""
+        if self.fisher_ratio is not None:
+            self.loss_norm.assign(NOTHING)
+        for name, variable in self._gradients.items():
+            if name.startswith("accumulated_"):
+                variable.assign(tf.zeros_like(variable))
+
     def create_gradients(
         self, layer: keras.layers.Layer, kind: str = "gradient"
     ) -> None:

@@ -56,6 +56,7 @@ class TrainFunction:
         first_look: Looks at the inputs of the first step.
         penalty_look: Looks at those of the first step with a fresh penalty; or
             None.
+        measured: What is told as long as it has not been called.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class TrainFunction:
         begin: Callable[[Any], None],
         first_look: FirstLook,
         penalty_look: FirstLook | None = None,
+        measured: Measurements = NOTHING_MEASURED,
     ):
         self._model = model
         self._schedule = schedule
@@ -75,6 +77,7 @@ class TrainFunction:
         self._begin = begin
         self._first_look = first_look
         self._penalty_look = penalty_look
+        self._measured_before = measured
         self._first_step = 0
         self._first_fresh_step: int | None = None
         self._count = model.steps_per_execution
@@ -87,17 +90,19 @@ class TrainFunction:
             _repeated(self._one_step, self._count)
         )
         self._last_call: _Call | None = None
+        self._last_step = -1  # that measurements were told of
         self.begin_epoch()
 
     def begin_epoch(self) -> None:
         """Forgets the step: what was loaded before may have another one."""
         self._next_step: int | None = None
-        self._last_step = -1  # that measurements were told of
 
     def __call__(self, iterator) -> dict:
         """Makes the steps of one call; returns the logs of the last one."""
         if self._next_step is None:
             self._next_step = optimizers.step_of(self._model)
+            if not optimizers.is_amid_step(self._model.optimizer):
+                self._last_step = -1
             self._first_step = self._next_step
             self._first_fresh_step = self._schedule.next_fresh(self._next_step)
             self._begin(iterator)
@@ -204,7 +209,7 @@ class TrainFunction:
         """What the last call has measured; waits for it if there is any."""
         call = self._last_call
         if call is None:
-            return NOTHING_MEASURED
+            return self._measured_before
         if call.measurements is None:
             call.measurements = self._measurements_of(call)
         return call.measurements

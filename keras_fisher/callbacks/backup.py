@@ -97,6 +97,12 @@ class BackupAndRestore(keras.callbacks.Callback):
         if last:
             self._keras(self._path(last), self.model).on_train_begin()
 
+    def on_epoch_begin(
+        self, epoch: int, logs: Mapping[str, Any] | None = None
+    ) -> None:
+        # Keras begins the next `fit` there, too, if this one is interrupted.
+        self.model._initial_epoch = None
+
     def on_epoch_end(
         self, epoch: int, logs: Mapping[str, Any] | None = None
     ) -> None:
@@ -107,8 +113,6 @@ class BackupAndRestore(keras.callbacks.Callback):
             self._write(content, epoch)
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
-        # Keras begins the next `fit` there, too.
-        self.model._initial_epoch = None
         writes = replicas.writes(self.model.distribute_strategy)
         if self.delete_checkpoint and writes:
             for number in self._epochs():

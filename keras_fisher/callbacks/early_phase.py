@@ -12,6 +12,7 @@ import warnings
 import keras
 
 from keras_fisher._common import checks
+from keras_fisher._training.optimizers import is_amid_step
 from keras_fisher._training.optimizers import step_of
 
 
@@ -155,6 +156,8 @@ class EarlyPhase(keras.callbacks.Callback):
         self, epoch: int, logs: Mapping[str, Any] | None = None
     ) -> None:
         step = step_of(self.model)
+        if is_amid_step(self.model.optimizer):
+            step += 1  # The one that waits for batches was measured.
         if self.steps and step <= self.steps[-1]:
             self._go_back_to(step)
         elif self._is_new:

@@ -16,6 +16,7 @@ import tensorflow as tf
 import training
 
 import keras_fisher
+from keras_fisher._measuring import model_fingerprint
 from keras_fisher._measuring.model_fingerprint import fingerprint
 from keras_fisher.likelihoods import Categorical
 
@@ -299,3 +300,15 @@ def test_hessian_trace_is_of_the_loss_as_it_is():
     model.layers[0].kernel.regularizer = keras.regularizers.L2(0.5)
     weights = model.layers[0].kernel.shape.num_elements()
     assert measure() == pytest.approx(first / 2 + weights, rel=1e-4)
+
+
+def test_no_name_is_taken_from_the_models_of_the_user():
+    model_fingerprint._names_of_keras.cache_clear()
+    keras.backend.clear_session()
+    model_fingerprint._names_of_keras()
+    assert keras.Sequential().name == "sequential"
+    inputs = keras.Input((1,))
+    assert keras.Model(inputs, inputs).name == "functional"
+    assert keras.layers.Layer().name == "layer"
+    assert keras.layers.Identity().name == "identity"
+    assert keras.optimizers.SGD().name == "sgd"

@@ -251,3 +251,13 @@ def test_errors_of_a_graph_are_raised_once():
         with pytest.raises(ValueError, match="refused"):
             look.raise_error()
         look.raise_error()
+
+
+def test_errors_that_were_raised_at_once_are_not_kept():
+    def refuse(x):
+        raise ValueError("refused")
+
+    look = FirstLook(refuse, lambda: True)
+    with pytest.raises(ValueError, match="refused"):
+        look.look(tf.zeros([]))
+    look.raise_error()

@@ -118,3 +118,17 @@ def test_once_is_a_period_too(penalty):
     model = FisherModel(training.network(), penalty, trace_every=10**6)
     history = training.fit(training.compiled(model), epochs=1).history
     assert np.isfinite(history["fisher_trace"]).all()
+
+
+@pytest.mark.parametrize("every", [1, 3, 10**12])
+@pytest.mark.parametrize("start, stop", [(0, None), (4, 6), (10**12, None)])
+def test_the_next_fresh_step_is_the_first_that_is(every, start, stop):
+    penalty = FisherPenalty(every=every, start=start, stop=stop)
+    schedule = Schedule(penalty, None)
+    for step in range(8):
+        fresh = [s for s in range(step, 20) if penalty.is_fresh(s)]
+        found = schedule.next_fresh(step)
+        if fresh or stop:
+            assert found == (fresh[0] if fresh else None)
+        else:
+            assert found > 20 and penalty.is_fresh(found)

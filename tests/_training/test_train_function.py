@@ -11,6 +11,7 @@ import training
 
 from keras_fisher import FisherModel
 from keras_fisher import FisherPenalty
+from keras_fisher.callbacks import EarlyPhase
 from keras_fisher.datasets import add_label_noise
 
 
@@ -171,7 +172,8 @@ def test_a_step_is_traced_once(jit, masked):
 def test_a_step_that_accumulates_gradients_is_measured_once(
     steps_per_execution,
 ):
-    seen = []
+    """Also one that waits for its second batch from an epoch to the next."""
+    seen, early = [], EarlyPhase()
 
     class Steps(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
@@ -183,8 +185,8 @@ def test_a_step_that_accumulates_gradients_is_measured_once(
         optimizer=keras.optimizers.SGD(0.1, gradient_accumulation_steps=2),
         steps_per_execution=steps_per_execution,
     )
-    training.fit(model, epochs=1, callbacks=[Steps()])
-    assert seen == [0, 1, 2, 3]  # of seven batches
+    training.fit(model, epochs=2, callbacks=[Steps(), early])
+    assert seen == early.steps == [*range(7)]  # of seven batches an epoch
 
 
 @pytest.mark.few(1)

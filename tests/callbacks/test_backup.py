@@ -44,6 +44,11 @@ class _Interrupt(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
+class _InterruptOfBatch(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        raise KeyboardInterrupt
+
+
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory):
     directory = tmp_path_factory.mktemp("interrupted") / "backup"
@@ -208,6 +213,13 @@ def test_a_backup_that_was_not_finished_is_not_used(tmp_path):
 def test_a_fit_after_a_resumed_one_begins_where_it_is_told(backups):
     model = _model()
     assert _fit(model, backups).epoch == [3]
+    assert training.fit(model, epochs=2).epoch == [0, 1]
+
+
+def test_a_fit_after_one_that_was_interrupted_begins_where_it_is_told(backups):
+    model = _model()
+    with pytest.raises(KeyboardInterrupt):
+        _fit(model, backups, _InterruptOfBatch())
     assert training.fit(model, epochs=2).epoch == [0, 1]
 
 
