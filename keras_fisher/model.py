@@ -9,6 +9,7 @@ it does with that of the penalty, and the loss in the logs stays the user's.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from typing import Any
 
@@ -173,7 +174,13 @@ class FisherModel(Settings, Evaluation):
     @classmethod
     def from_config(cls, config: dict, custom_objects=None) -> FisherModel:
         config = dict(config)
-        with keras.saving.custom_object_scope(custom_objects or {}):
+        # A scope of none would hide those of a scope that is around.
+        scope = keras.saving.custom_object_scope
+        with (
+            scope(custom_objects)
+            if custom_objects
+            else contextlib.nullcontext()
+        ):
             config["model"] = keras.saving.deserialize_keras_object(
                 config["model"]
             )
