@@ -96,7 +96,14 @@ def load_data(
         seed: Seed of the noise, of the order and of the augmentation.
     """
     (train, test), info = loaded(name, _splits(holdout, train_examples))
-    classes = info.features["label"].num_classes
+    classes = getattr(info.features[info.supervised_keys[1]], "num_classes", 0)
+    shape = train.element_spec[0].shape
+    if not classes or not shape.is_fully_defined():
+        sys.exit(
+            "The scripts classify inputs of one size. Received: "
+            f"--dataset={name}, with inputs of shape {shape} and "
+            f"{classes or 'no'} classes."
+        )
     if label_noise:
         add_noise = keras_fisher.datasets.add_label_noise
         train = add_noise(train, label_noise, classes, seed)

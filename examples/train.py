@@ -152,6 +152,33 @@ flags.register_multi_flags_validator(
     lambda f: f["stop"] is None or f["stop"] > f["start"],
     "--stop must be larger than --start.",
 )
+_OF_A_PENALTY = (
+    "alpha",
+    "bound",
+    "warmup_steps",
+    "fraction",
+    "every",
+    "reuse",
+    "start",
+    "stop",
+    "micro_batch_size",
+    "method",
+    "exclude",
+)
+flags.register_multi_flags_validator(
+    ["penalty", *_OF_A_PENALTY],
+    lambda f: (
+        f["penalty"] != "none"
+        or not any(flags.FLAGS[name].present for name in _OF_A_PENALTY)
+    ),
+    f"--{', --'.join(_OF_A_PENALTY)} are of a penalty: name one, as "
+    "--penalty=fisher.",
+)
+flags.register_multi_flags_validator(
+    ["probe_size", "log_dir"],
+    lambda f: not f["probe_size"] or f["log_dir"] is not None,
+    "--probe_size is measured for the logs: give --log_dir, too.",
+)
 flags.register_validator(
     "strategy",
     lambda strategy: strategy != "multi_worker" or common.has_cluster(),

@@ -173,7 +173,6 @@ class FisherModel(Settings, Evaluation):
 
     @classmethod
     def from_config(cls, config: dict, custom_objects=None) -> FisherModel:
-        config = dict(config)
         # A scope of none would hide those of a scope that is around.
         scope = keras.saving.custom_object_scope
         with (
@@ -181,10 +180,8 @@ class FisherModel(Settings, Evaluation):
             if custom_objects
             else contextlib.nullcontext()
         ):
-            config["model"] = keras.saving.deserialize_keras_object(
-                config["model"]
-            )
-            return cls(**config)
+            model = keras.saving.deserialize_keras_object(config["model"])
+            return cls(**{**config, "model": model})
 
     def compile(self, *args, **kwargs):
         super().compile(*args, **kwargs)

@@ -288,6 +288,8 @@ def _metrics(of: dict[str, Mapping], peak: Peak | None) -> dict[str, Any]:
         if _is_metric(tag)
     )
     told = {tag.removeprefix(tags.METRIC): _finite(v) for _, tag, v in last}
+    # What overflowed hides nothing that the curves have.
+    told = {name: v for name, v in told.items() if v is not None}
     return {**found, **told}
 
 

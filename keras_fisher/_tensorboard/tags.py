@@ -58,6 +58,6 @@ def is_later(tag: str, at: int, step: int, epoch: int) -> bool:
     """
     if tag.startswith("epoch_"):
         return 0 < epoch <= at
-    if not is_fisher(tag):
-        return False
-    return at > step if tag.startswith(_AFTER) else at >= step
+    if tag.startswith(_AFTER) or tag.endswith("_vs_iterations"):
+        return at > step
+    return is_fisher(tag) and at >= step

@@ -174,7 +174,7 @@ class EarlyPhase(keras.callbacks.Callback):
         traces = measured.trace_by_variable.sum(axis=1)
         found = False
         for step, trace in zip(measured.step.tolist(), traces.tolist()):
-            if not math.isnan(trace):
+            if math.isfinite(trace):  # As not where gradients overflow.
                 self._record(step, trace)
                 self._warn(step, trace)
                 found = True

@@ -210,7 +210,8 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
             choice = run_directories.Choice(self.log_dir)
         if choice.directory == self.log_dir and not choice.begins_anew:
             return
-        warnings.warn(choice.warning, stacklevel=2)
+        if choice.warning:  # None if a directory is free again.
+            warnings.warn(choice.warning, stacklevel=2)
         if choice.begins_anew:
             # That of the curves last, by which a run is known.
             for name in reversed(tags.SPLITS):
@@ -483,13 +484,11 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
         values = accuracies or values
         values["early_trace"] = early.early_trace
         values["peak_trace"] = early.peak_trace
+        values["peak_step"] = early.peak_step if early.steps else math.nan
         values["explosion"] = early.explosion
-        known = {
-            tags.METRIC + name: value
-            for name, value in values.items()
-            if not math.isnan(value)
-        }
-        self._write(self._session, (step, summaries.scalars(known)))
+        known = {k: v for k, v in values.items() if not math.isnan(v)}
+        known = summaries.scalars(_prefixed(tags.METRIC, known))
+        self._write(self._session, (step, known))
 
 
 def _prefixed(prefix: str, values: Mapping[str, float]) -> dict[str, float]:

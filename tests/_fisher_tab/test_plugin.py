@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 
 import keras
 import numpy as np
@@ -299,3 +300,10 @@ def test_tensorboard_finds_it_and_starts_in_any_case(backend):
     assert started == "started", found.stderr
     assert loaded == (["fisher"] if backend == "tensorflow" else [])
     assert ("needs Keras with the backend" in found.stderr) == (not loaded)
+
+
+def test_what_overflowed_hides_no_peak_that_the_curve_has():
+    point = types.SimpleNamespace(value=np.inf, wall_time=1.0)
+    of = {"hparams": {"metric/peak_trace": point}}
+    found = experiment._metrics(of, experiment.Peak(8.0, 2))
+    assert found == {"peak_trace": 8.0, "peak_step": 2}

@@ -96,6 +96,14 @@ def test_the_early_trace_is_the_last_measured_at_the_crossing(
     )
 
 
+@pytest.mark.parametrize("lost", [math.nan, math.inf])
+def test_a_trace_that_overflowed_is_passed_over(lost):
+    early = EarlyPhase()
+    _run(early, [(2.0, [(0, lost)]), (1.9, [(1, 2.0)]), (1.8, [(2, lost)])])
+    assert early.steps == [1] and early.peak_trace == 2.0
+    assert early.explosion == 1.0
+
+
 def test_peak_and_explosion():
     early = EarlyPhase()
     assert math.isnan(early.peak_trace) and math.isnan(early.explosion)

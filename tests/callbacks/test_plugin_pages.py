@@ -187,6 +187,7 @@ def test_metrics_of_a_run_are_its_last_values(tmp_path):
             "accuracy",
             "early_trace",
             "explosion",
+            "peak_step",
             "peak_trace",
             "val_accuracy",
         )
@@ -197,6 +198,7 @@ def test_metrics_of_a_run_are_its_last_values(tmp_path):
         written_curves.read_curves(tmp_path / "train")["fisher/trace"]
     )
     assert last["metric/peak_trace"] == max(traces.values())
+    assert last["metric/peak_step"] == max(traces, key=traces.get)
     np.testing.assert_allclose(
         last["metric/explosion"], max(traces.values()) / traces[0], rtol=1e-6
     )

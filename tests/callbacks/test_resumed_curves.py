@@ -288,9 +288,11 @@ def test_an_epoch_that_is_done_again_is_written_once(tmp_path):
         run(StopBehind())
     run()
     for name in ("train", "validation"):
-        points = event_files.scalars(str(tmp_path / "logs" / name))
+        points = [*event_files.scalars(str(tmp_path / "logs" / name))]
         epochs = [p.step for p in points if p.tag == "epoch_loss"]
         assert epochs == [0, 1, 2, 3], name
+    evaluated = [p.step for p in points if p.tag.startswith("evaluation_loss")]
+    assert len(evaluated) == len({*evaluated}) == 4, evaluated
 
 
 _KILLED = """

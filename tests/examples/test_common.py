@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import re
+import types
 
 from absl import flags
 import common
@@ -143,3 +145,23 @@ def test_held_out_labels_are_as_noisy_and_those_of_the_test_are_not(holdout):
     assert isinstance(y, dict) == (holdout > 0)
     if holdout:
         assert 0.3 < np.mean(y["is_noisy"]) < 0.6
+
+
+@pytest.mark.parametrize(
+    "shape, classes, told",
+    [((None, None, 3), 2, "(None, None, 3)"), ((4, 4, 1), None, "no classes")],
+)
+def test_what_the_scripts_cannot_classify_is_said(
+    shape, classes, told, monkeypatch
+):
+    spec = tf.TensorSpec(shape), tf.TensorSpec([], tf.int64)
+    data = tf.data.Dataset.from_generator(list, output_signature=spec)
+    info = types.SimpleNamespace(
+        supervised_keys=("image", "of_it"),
+        features={"of_it": types.SimpleNamespace(num_classes=classes)},
+    )
+    monkeypatch.setattr(
+        keras_fisher.datasets, "load", lambda *_, **__: ([data, data], info)
+    )
+    with pytest.raises(SystemExit, match=re.escape(told)):
+        common.load_data("odd", 2)

@@ -41,6 +41,8 @@ def test_help_explains_every_flag(script, flag, data_dir):
         pytest.param("--label_noise=1.1", "noise", marks=pytest.mark.slow),
         pytest.param("--penalty=fischer", "penalty", marks=pytest.mark.slow),
         pytest.param("--jit=maybe", "jit", marks=pytest.mark.slow),
+        pytest.param("--start=3", "--penalty=fisher", marks=pytest.mark.slow),
+        pytest.param("--probe_size=8", "--log_dir", marks=pytest.mark.slow),
     ],
 )
 def test_wrong_values_are_refused_before_anything_trains(

@@ -46,7 +46,11 @@ class Page {
   /** Curves of a run, asked for once until there is something new. */
   curves(run, tags) {
     const key = JSON.stringify([run, tags]);
-    if (!this.cache.has(key)) this.cache.set(key, ask('./curves', { run, tag: tags }));
+    if (!this.cache.has(key)) {
+      const asked = ask('./curves', { run, tag: tags });
+      asked.catch(() => this.cache.delete(key)); // To be asked again.
+      this.cache.set(key, asked);
+    }
     return this.cache.get(key);
   }
 
@@ -117,6 +121,7 @@ class Page {
       this.place.replaceChildren(place);
       await VIEWS[this.state.view](place, this);
     } catch (error) {
+      this.text = null; // The next look begins anew.
       place.replaceChildren(alertOf(error));
     } finally {
       if (number === this.number) this.showBusy(false);
@@ -181,10 +186,18 @@ function alertOf(error) {
   return element('p', { class: 'missing', role: 'alert' }, error.message);
 }
 
+// A list that may be open: it has the focus long after a choice, too.
+let isChoosing = false;
+for (const [event, value] of [['pointerdown', true], ['keydown', true], ['change', false], ['focusout', false]]) {
+  document.addEventListener(event, ({ target }) => {
+    if (target.matches?.('select')) isChoosing = value;
+  }, true);
+}
+
 /** Whether someone is in the midst of something that a new page would end. */
 function isEditing() {
   const at = document.activeElement;
-  return Boolean(at?.matches('input:active, select:focus')
+  return Boolean(isChoosing || at?.matches('input:active')
     || (at?.matches('[type=search], [type=number]') && at.value !== at.defaultValue));
 }
 
@@ -213,7 +226,10 @@ function plotly() {
   loaded ||= new Promise((resolve, reject) => {
     const script = element('script', { src: new URL('./plotly.js', import.meta.url) });
     script.addEventListener('load', resolve);
-    script.addEventListener('error', () => reject(new Error('plotly.js could not be loaded.')));
+    script.addEventListener('error', () => {
+      loaded = null;
+      reject(new Error('plotly.js could not be loaded.'));
+    });
     document.head.append(script);
   });
   return loaded;

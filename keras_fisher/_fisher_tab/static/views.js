@@ -264,7 +264,8 @@ export async function showLayers(place, page) {
   const told = element('output', {});
   const logs = found.map((each) => each.values.map((row) => row.map((v) => (v > 0 ? Math.log10(v) : null))));
   const all = logs.flat(2).filter((v) => v != null);
-  const range = [Math.min(...all), Math.max(...all)];
+  // They may be more than a call takes arguments.
+  const range = [Math.min, Math.max].map((extreme) => all.reduce((a, b) => extreme(a, b), all[0]));
   const bars = (k) => {
     told.textContent = `optimizer step ${steps[k]}`;
     for (const [chart] of places) mark(chart, steps[k]);
