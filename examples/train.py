@@ -7,6 +7,7 @@ tensorboard --logdir=logs
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import sys
@@ -152,19 +153,8 @@ flags.register_multi_flags_validator(
     lambda f: f["stop"] is None or f["stop"] > f["start"],
     "--stop must be larger than --start.",
 )
-_OF_A_PENALTY = (
-    "alpha",
-    "bound",
-    "warmup_steps",
-    "fraction",
-    "every",
-    "reuse",
-    "start",
-    "stop",
-    "micro_batch_size",
-    "method",
-    "exclude",
-)
+# Which have flags of the same names.
+_OF_A_PENALTY = tuple(inspect.signature(penalties_lib.Penalty).parameters)
 flags.register_multi_flags_validator(
     ["penalty", *_OF_A_PENALTY],
     lambda f: (
