@@ -192,6 +192,7 @@ def main(argv: list[str]) -> None:
     log_dir = os.path.join(
         _OUTPUT_DIR.value, "logs", time.strftime("%Y%m%d-%H%M%S")
     )
+    common.check_writable(os.path.join(log_dir, "file"))
     begin = time.perf_counter()
     settings = [
         (learning_rate, alpha, 0.0)

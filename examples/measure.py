@@ -152,7 +152,7 @@ def load_data() -> tuple[tf.data.Dataset, int | None]:
             f"Cannot load --dataset={_DATASET.value} --split={_SPLIT.value}. "
             f"{error}"
         )
-    label = dict(info.features).get("label")
+    label = dict(info.features).get(info.supervised_keys[1])
     if _NORMALIZE.value:
         data = common.normalized(data, _DATASET.value)
     return data, getattr(label, "num_classes", None)
@@ -417,7 +417,7 @@ def main(argv: list[str]) -> None:
             hessian = measure_hessian(model, data, likelihood)
             print_hessian(model, hessian[1])
         draw((by_layer, total), hessian, output)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, tf.errors.OpError) as error:
         fail(error)
     print(f"\nFigure: {output}")
 

@@ -75,3 +75,13 @@ def test_the_penalty_recovers_the_loss_of_a_small_learning_rate(data_dir):
     )
     assert scripts.final_accuracy(without.stdout) < 89
     assert scripts.final_accuracy(with_penalty.stdout) >= 90
+
+
+@pytest.mark.slow
+def test_a_directory_that_cannot_be_written_is_told_in_one_line(data_dir):
+    result = scripts.run(
+        "demo.py", "--output_dir=/dev/null/demo", data_dir=data_dir
+    )
+    assert result.returncode == 1
+    assert "/dev/null/demo" in result.stderr
+    assert "Traceback" not in result.stderr
