@@ -307,8 +307,8 @@ def test_no_name_is_taken_from_the_models_of_the_user():
     keras.backend.clear_session()
     model_fingerprint._names_of_keras()
     assert keras.Sequential().name == "sequential"
-    inputs = keras.Input((1,))
-    assert keras.Model(inputs, inputs).name == "functional"
+    inputs, identity = keras.Input((1,)), keras.layers.Identity()
+    assert identity.name == "identity"
+    assert keras.Model(inputs, identity(inputs)).name == "functional"
     assert keras.layers.Layer().name == "layer"
-    assert keras.layers.Identity().name == "identity"
-    assert keras.optimizers.SGD().name == "sgd"
+    assert keras.optimizers.SGD().name.lower() == "sgd"
