@@ -96,7 +96,7 @@ def load_data(
         seed: Seed of the noise, of the order and of the augmentation.
     """
     (train, test), info = loaded(name, _splits(holdout, train_examples))
-    classes = getattr(info.features[info.supervised_keys[1]], "num_classes", 0)
+    classes = number_of_classes(info)
     shape = train.element_spec[0].shape
     if not classes or not shape.is_fully_defined():
         sys.exit(
@@ -184,6 +184,13 @@ def loaded(name: str, split):
         return keras_fisher.datasets.load(name, split, with_info=True)
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         sys.exit(str(error))
+
+
+def number_of_classes(info) -> int | None:
+    """How many classes the labels of a data set have; None without."""
+    key = info.supervised_keys[1]
+    label = dict(info.features).get(key) if isinstance(key, str) else None
+    return getattr(label, "num_classes", None)
 
 
 def normalized(dataset: tf.data.Dataset, name: str) -> tf.data.Dataset:

@@ -152,10 +152,9 @@ def load_data() -> tuple[tf.data.Dataset, int | None]:
             f"Cannot load --dataset={_DATASET.value} --split={_SPLIT.value}. "
             f"{error}"
         )
-    label = dict(info.features).get(info.supervised_keys[1])
     if _NORMALIZE.value:
         data = common.normalized(data, _DATASET.value)
-    return data, getattr(label, "num_classes", None)
+    return data, common.number_of_classes(info)
 
 
 def likelihood_of(model: keras.Model) -> keras_fisher.likelihoods.Likelihood:

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import keras
+import networks
 import numpy as np
 import tensorflow as tf
 
 from keras_fisher._measuring import hessian_trace
+
+# Keras's losses compute in float32 unless told otherwise.
+LOSS = keras.losses.SparseCategoricalCrossentropy(
+    from_logits=True, dtype="float64"
+)
+Y = np.arange(networks.BATCH) % networks.CLASSES
 
 
 def whole(model, loss) -> np.ndarray:

@@ -28,6 +28,22 @@ def run(script, *flags, data_dir):
     )
 
 
+def printed(code, *arguments, folders):
+    """The lines that code prints in a process of its own.
+
+    Flags of absl are defined once in each.
+    """
+    result = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders))},
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout.splitlines()
+
+
 def final_accuracy(output):
     """The test accuracy that a script has printed last, in percent."""
     return float(re.findall(r"Test accuracy: ([\d.]+) %", output)[-1])

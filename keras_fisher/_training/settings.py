@@ -77,9 +77,8 @@ class Settings(ReadOnce, keras.Model):
 
     @penalty.setter
     def penalty(self, penalty) -> None:
-        with self._all_or_nothing():
+        with self._assignment():
             self._penalty = kinds.get(penalty)
-            self._observe()
         with self.distribute_strategy.scope():
             self.state.begin_penalty(
                 None if self._penalty is None else self._penalty.alpha_variable
@@ -94,9 +93,8 @@ class Settings(ReadOnce, keras.Model):
     def trace_every(self, trace_every: int | None) -> None:
         if trace_every is not None:
             trace_every = checks.integer("trace_every", trace_every, 1)
-        with self._all_or_nothing():
+        with self._assignment():
             self._trace_every = trace_every
-            self._observe()
 
     @property
     def likelihood(self) -> Likelihood | None:
@@ -105,14 +103,11 @@ class Settings(ReadOnce, keras.Model):
 
     @likelihood.setter
     def likelihood(self, likelihood: Any) -> None:
-        with self._all_or_nothing():
+        with self._assignment():
             self._finds_likelihood = is_auto(likelihood)
             self._likelihood = None
             if not self._finds_likelihood:
                 self._likelihood = of_model(likelihood, self.model)
-            if self.compiled:
-                self._prepare_training()
-        self._trace_again()
 
     _instead = "Make another `FisherModel(model, penalty, seed=...)`."
 
@@ -120,22 +115,19 @@ class Settings(ReadOnce, keras.Model):
         return name in ("model", "seed")
 
     @contextlib.contextmanager
-    def _all_or_nothing(self) -> Iterator[None]:
-        """Context of an assignment, which is taken back if it is refused."""
+    def _assignment(self) -> Iterator[None]:
+        """Context of what takes effect at the next step, or not at all."""
         before = {k: vars(self)[k] for k in _DECIDING if k in vars(self)}
         try:
             yield
+            with self.distribute_strategy.scope():
+                if self.compiled:
+                    self._prepare_training()
+            self._trace_again()
         except Exception:
             for name, value in before.items():
                 setattr(self, name, value)
             raise
-
-    def _observe(self) -> None:
-        """Has what is assigned take effect at the next step."""
-        with self.distribute_strategy.scope():
-            if self.compiled:
-                self._prepare_training()
-        self._trace_again()
 
     def _trace_again(self) -> None:
         """The next step is as the attributes now say, also within `fit`."""

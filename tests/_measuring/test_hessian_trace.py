@@ -15,11 +15,7 @@ import tensorflow as tf
 import keras_fisher
 from keras_fisher._measuring import hessian_trace
 
-# Keras's losses compute in float32 unless told otherwise.
-_LOSS = keras.losses.SparseCategoricalCrossentropy(
-    from_logits=True, dtype="float64"
-)
-_Y = np.arange(networks.BATCH) % networks.CLASSES
+_LOSS, _Y = hessians.LOSS, hessians.Y
 
 
 @pytest.mark.few(1)

@@ -209,7 +209,6 @@ def test_train_by_two_workers(data_dir, tmp_path):
 
 
 def test_every_flag_of_the_penalty_reaches_it():
-    """In a process of its own, as flags are defined once in each."""
     code = """
 import sys
 from absl import flags
@@ -226,15 +225,8 @@ for arguments in sys.argv[1:]:
     )
     second = "--penalty=fisher --bound=0 --jit=false"
     folders = scripts.ROOT, scripts.ROOT / "examples"
-    result = subprocess.run(
-        [sys.executable, "-c", code, first, second],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders))},
-    )
-    assert result.returncode == 0, result.stderr
-    found, unbounded = map(ast.literal_eval, result.stdout.splitlines()[-2:])
+    lines = scripts.printed(code, first, second, folders=folders)
+    found, unbounded = map(ast.literal_eval, lines[-2:])
     config = {
         "alpha": 0.7,
         "fraction": 0.5,

@@ -9,6 +9,7 @@ import sys
 import experiments
 import pandas as pd
 import pytest
+import scripts
 
 _SCRIPTS = (
     "learning_rate_sweep",
@@ -69,17 +70,8 @@ def _script(name, *arguments):
 
 
 def _printed(code):
-    """In a process of its own, as flags are defined once in each."""
     folders = experiments.ROOT, experiments.SCRIPTS
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders))},
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout.splitlines()
+    return scripts.printed(code, folders=folders)
 
 
 def test_gains_are_of_the_gap_between_the_two_rates():
