@@ -247,16 +247,28 @@ def test_early_trace_draws_runs_and_their_correlation():
         [(*seaborn.color_palette("colorblind")[0], 0.8)],
     )
     assert ax.get_xscale() == "log"
-    x, y = [10, 100, 1000, 5], [0.9, 0.7, 0.8, 0.95]
-    found = plotting.rank_correlation(x, y)
     assert ax.get_title() == (
-        f"Spearman's ρ = -0.80, 95 % interval [{found.low:.2f}, "
-        f"{found.high:.2f}], 4 runs"
+        "Spearman's ρ = -0.80, 4 runs, too few for an interval"
     )
     assert ax.get_ylabel() == "validation accuracy, %"
     assert ax.get_xlabel() == (
         "Tr(F) early in training, TrF$_i$\n(3 of 7 runs lack a value)"
     )
+
+
+def test_early_trace_tells_the_interval_of_enough_runs():
+    traces = [8.0, 3.0, 5.0, 1.0, 6.0, 2.0, 7.0, 4.0]
+    accuracies = [0.2, 0.7, 0.3, 0.9, 0.5, 0.8, 0.1, 0.6]
+    runs = pd.DataFrame({"early_trace": traces, "val_accuracy": accuracies})
+    ax = plotting.early_trace_against_accuracy(runs)
+    found = plotting.rank_correlation(traces, accuracies)
+    assert found.low < found.correlation < found.high < 0
+    assert ax.get_title() == (
+        f"Spearman's ρ = {found.correlation:.2f}, 95 % interval "
+        f"[{found.low:.2f}, {found.high:.2f}], 8 runs"
+    )
+    ax = plotting.early_trace_against_accuracy(runs.assign(val_accuracy=0.5))
+    assert ax.get_title() == "One side is constant: no correlation, 8 runs"
 
 
 def test_early_trace_takes_other_columns():

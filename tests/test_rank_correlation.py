@@ -83,14 +83,32 @@ def test_the_seed_decides():
 
 
 def test_constant_sides_have_no_correlation():
-    # Of the resamples of three pairs, one in nine is constant.
-    found = plotting.rank_correlation([1, 2, 3], [3, 2, 1])
-    assert found == (-1.0, -1.0, -1.0, 3)
-    # Half of these are.
-    found = plotting.rank_correlation([1, 1, 1, 2], [1, 2, 3, 4])
+    # Of these resamples, a third is constant.
+    found = plotting.rank_correlation([1] * 7 + [2], range(8))
     assert np.isfinite(found).all()
-    found = plotting.rank_correlation([1, 2, 3], [7, 7, 7])
-    assert np.isnan(found[:3]).all() and found.count == 3
+    for count in (3, 9):
+        found = plotting.rank_correlation(range(count), [7] * count)
+        assert np.isnan(found[:3]).all() and found.count == count
+
+
+def test_few_pairs_have_no_interval():
+    # All resamples of pairs in order are in order, of however few.
+    for count in range(3, 8):
+        found = plotting.rank_correlation(range(count), range(count, 0, -1))
+        assert found.correlation == -1.0 and found.count == count
+        assert math.isnan(found.low) and math.isnan(found.high)
+    found = plotting.rank_correlation(range(8), range(8, 0, -1))
+    assert found == (-1.0, -1.0, -1.0, 8)
+
+
+def test_intervals_of_the_fewest_pairs_cover_a_strong_correlation():
+    truth = 6 / math.pi * math.asin(0.9 / 2)
+    covered = 0
+    for seed in range(100):
+        found = plotting.rank_correlation(*_normals(seed, 8, 0.9))
+        covered += found.low <= truth <= found.high
+    # Of 6 pairs it would be 87.
+    assert 90 <= covered <= 100
 
 
 def test_the_rank_correlation_needs_three_finite_pairs():

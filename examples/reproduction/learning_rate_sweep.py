@@ -14,6 +14,7 @@ from __future__ import annotations
 from absl import app
 from absl import flags
 import experiment
+import numpy as np
 import pandas as pd
 import report
 import seaborn
@@ -36,11 +37,17 @@ flags.adopt_module_key_flags(experiment)
 
 
 def correlations(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Rank correlations of traces with test accuracy."""
-    means = frame.groupby(by)[["early_trace", "peak_trace", "test_accuracy"]]
+    """Rank correlations of traces with test accuracy.
+
+    Of each run, and of the medians of the runs that have `by` in common. Both
+    medians are over the runs whose trace is finite: a few that diverge, with a
+    huge trace or none, do not decide.
+    """
     rows = []
     for name, column in ("TrF_i", "early_trace"), ("peak Tr(F)", "peak_trace"):
-        for kind, runs in ("each run", frame), ("means of seeds", means.mean()):
+        finite = frame[np.isfinite(frame[column])]
+        medians = finite.groupby(by)[[column, "test_accuracy"]].median()
+        for kind, runs in ("each run", frame), ("medians of seeds", medians):
             correlation = report.correlation(
                 runs[column],
                 runs["test_accuracy"],

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+import math
 import os
 
 from experiment import common
 import matplotlib
 import numpy as np
 import pandas as pd
+from scipy import stats
 import seaborn
 import sweep
 
@@ -54,14 +56,30 @@ def correlation(
     x: pd.Series, y: pd.Series, name: str = "Spearman's ρ"
 ) -> dict[str, str]:
     """The columns of a row that tells of a rank correlation, called `name`."""
+    row = {name: "", "95 % interval": "", "exact p": "", "pairs": "too few"}
     found = rank_correlation(x, y)
     if found is None:
-        return {name: "", "95 % interval": "", "pairs": "too few"}
-    return {
-        name: f"{found.correlation:.2f}",
-        "95 % interval": f"[{found.low:.2f}, {found.high:.2f}]",
-        "pairs": str(found.count),
-    }
+        return row
+    row |= {name: f"{found.correlation:.2f}", "pairs": str(found.count)}
+    if not math.isnan(found.low):
+        row["95 % interval"] = f"[{found.low:.2f}, {found.high:.2f}]"
+    elif not math.isnan(found.correlation):
+        row["exact p"] = f"{_exact_p(x, y):.2g}"
+    return row
+
+
+def _exact_p(x: pd.Series, y: pd.Series) -> float:
+    """Two-sided p of the rank correlation, of all permutations of few pairs."""
+    is_pair = np.isfinite(x) & np.isfinite(y)
+    x, y = stats.rankdata(x[is_pair]), stats.rankdata(y[is_pair])
+    # Of given ranks, only the sum of products differs between permutations.
+    return stats.permutation_test(
+        [x],
+        lambda ranks, axis: (ranks * y).sum(axis),
+        permutation_type="pairings",
+        vectorized=True,
+        n_resamples=math.inf,
+    ).pvalue
 
 
 def table(

@@ -18,6 +18,7 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -162,6 +163,34 @@ def start(command: tuple[str, ...], threads: int, quiet: bool):
     )
 
 
+def run(command: tuple[str, ...], count: int) -> list[int]:
+    """Runs a script in several processes, which end with this one.
+
+    Args:
+        command: The script and its flags.
+        count: Number of processes; the first one prints.
+
+    Returns:
+        Their exit codes.
+    """
+    # By default it ends this process alone: the others would train on.
+    before = signal.signal(
+        signal.SIGTERM, lambda number, _: sys.exit(128 + number)
+    )
+    threads = max(1, (os.cpu_count() or 1) // count)
+    processes = []
+    try:
+        for number in range(count):
+            processes.append(start(command, threads, quiet=number > 0))
+        return [process.wait() for process in processes]
+    finally:
+        for process in processes:
+            process.terminate()  # does nothing where it has ended
+        for process in processes:
+            process.wait()
+        signal.signal(signal.SIGTERM, before)
+
+
 def names(commands: tuple[tuple[str, ...], ...] = COMMANDS) -> list[str]:
     """What the tables and figures are called."""
     return [
@@ -225,29 +254,20 @@ def total(output_dir: pathlib.Path) -> str:
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"Unknown arguments: {argv[1:]}. See --help.")
-    is_file = os.path.isfile(_PAGE.value)
-    if _PAGE.value and not (is_file and os.access(_PAGE.value, os.W_OK)):
-        sys.exit(f"--page={_PAGE.value} is no file that can be written.")
+    if (page := _PAGE.value) and not (
+        os.path.isfile(page) and os.access(page, os.W_OK)
+    ):
+        sys.exit(f"--page={page} is no file that can be written.")
     begin = time.perf_counter()
-    count = _PROCESSES.value
-    threads = max(1, (os.cpu_count() or 1) // count)
     commands, shared = PARTS[_PART.value]
     shared = (*shared, f"--output_dir={_DIRECTORY.value}")
     for script, *arguments in commands:
-        command = (script, *shared, *arguments)
-        processes = [
-            start(command, threads, quiet=number > 0) for number in range(count)
-        ]
-        # The first one prints, and finishes what another that fails leaves.
-        codes = [process.wait() for process in processes]
-        if codes[0]:
+        first, *_ = run((script, *shared, *arguments), _PROCESSES.value)
+        # The first one finishes what another that fails leaves.
+        if first:
             sys.exit(f"{script} failed; what is above says why.")
-    if _PAGE.value:
-        update(
-            pathlib.Path(_PAGE.value),
-            pathlib.Path(_DIRECTORY.value),
-            _PART.value,
-        )
+    if page:
+        update(pathlib.Path(page), pathlib.Path(_DIRECTORY.value), _PART.value)
     print(total(pathlib.Path(_DIRECTORY.value)))
     minutes = (time.perf_counter() - begin) / 60
     print(f"Took {minutes:.0f} minutes, without what had been done before.")

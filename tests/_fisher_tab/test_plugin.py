@@ -217,11 +217,19 @@ def test_runs_that_are_half_written_and_not_finite(server):
 
 
 def test_the_correlation_is_the_library_s(server):
-    x, y = [1.0, 2.5, 3.0, 4.0, 9.0], [5.0, 4.0, 4.5, 1.0, 2.0]
-    found = server.ask(
-        "/correlation", x=",".join(map(str, x)), y=",".join(map(str, y))
-    )
-    assert found == plotting.rank_correlation(x, y)._asdict()
+    x = [1.0, 2.5, 3.0, 4.0, 9.0, 11.0, 12.0, 15.0]
+    y = [5.0, 4.0, 4.5, 1.0, 2.0, 0.5, 3.0, 0.0]
+
+    def ask(count):
+        sides = (",".join(map(str, side[:count])) for side in (x, y))
+        return server.ask("/correlation", **dict(zip("xy", sides)))
+
+    expected = plotting.rank_correlation(x, y)._asdict()
+    assert ask(8) == expected
+    assert -1 <= expected["low"] < expected["high"] < 0
+    without = ask(7)
+    assert without["low"] is without["high"] is None
+    assert -1 < without["correlation"] < 0
     few = server.ask("/correlation", x="1,2", y="1,2")
     assert "3 or more pairs" in few["missing"]
     constant = server.ask("/correlation", x="1,1,1", y="1,2,3")

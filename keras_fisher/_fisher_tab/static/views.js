@@ -225,8 +225,9 @@ export async function showEarly(place, page) {
   const found = await ask('./correlation', { x: values[0].join(','), y: values[1].join(',') });
   const said = found.missing || (found.correlation == null
     ? 'One side is constant: no correlation.'
-    : `Spearman's ρ = ${found.correlation.toFixed(2)}, 95 % interval `
-      + `[${found.low.toFixed(2)}, ${found.high.toFixed(2)}], ${found.count} runs`);
+    : `Spearman's ρ = ${found.correlation.toFixed(2)}, ` + (found.low == null
+      ? `${found.count} runs, too few for an interval`
+      : `95 % interval [${found.low.toFixed(2)}, ${found.high.toFixed(2)}], ${found.count} runs`));
   const groups = new Map();
   runs.forEach((run, i) => {
     const key = color === 'run' ? run.run : shown(run.hyperparameters[color]);

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import pathlib
 import re
 import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
 
 from absl import flags
 import experiment
@@ -225,3 +232,53 @@ def test_a_page_that_is_not_there_is_told_of_before_anything_trains(
     flags.FLAGS(["reproduce", f"--page={tmp_path}/page.md"])
     with pytest.raises(SystemExit, match=r"page\.md is no file"):
         reproduce.main(["reproduce"])
+
+
+def _reproduce(directory, code):
+    """Starts `make reproduce` there, with a script of that code for each."""
+    shutil.copy(experiments.SCRIPTS / "reproduce.py", directory)
+    for script, *_ in reproduce.COMMANDS:
+        (directory / script).write_text(code)
+    return subprocess.Popen(
+        [sys.executable, "reproduce.py", f"--directory={directory}/results"],
+        cwd=directory,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_it_goes_without_a_page(tmp_path):
+    process = _reproduce(tmp_path, "")
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert out.startswith("0 runs, 0.0 hours")
+
+
+def _is_alive(pid):
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, 0)
+        return True
+    return False
+
+
+def test_its_scripts_end_with_it(tmp_path):
+    code = """
+import os, pathlib, time
+pathlib.Path(f"{os.getpid()}.pid").touch()
+time.sleep(120)
+"""
+    process = _reproduce(tmp_path, code)
+    end = time.monotonic() + 60
+    while len(found := [*tmp_path.glob("*.pid")]) < 2:
+        assert time.monotonic() < end and process.poll() is None
+        time.sleep(0.05)
+    pids = [int(path.stem) for path in found]
+    try:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
+        assert process.returncode == 128 + signal.SIGTERM
+        assert not any(map(_is_alive, pids))
+    finally:
+        for pid in filter(_is_alive, pids):
+            os.kill(pid, signal.SIGKILL)

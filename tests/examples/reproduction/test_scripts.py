@@ -96,6 +96,31 @@ for row in script.gains(frame, 0.01, 0.1).to_dict("records"):
     ]
 
 
+def test_runs_that_diverge_do_not_decide_the_medians_of_seeds():
+    code = """
+import learning_rate_sweep as script, pandas as pd
+nan, inf = float("nan"), float("inf")
+found = {
+    0.5: [(nan, nan, 0.1)] * 3,
+    0.1: [(20, 20, 0.9), (inf, 25, 0.8), (nan, 7000, 0.1)],
+    0.03: [(30, 30, 0.7), (32, 32, 0.72), (40, 40, 0.74)],
+    0.01: [(50, 50, 0.6), (51, 51, 0.62), (52, 52, 0.5)],
+}
+frame = pd.DataFrame(
+    dict(zip(("early_trace", "peak_trace", "test_accuracy"), run), rate=rate)
+    for rate, runs in found.items() for run in runs
+)
+for row in script.correlations(frame, ["rate"]).to_numpy().tolist():
+    print(row)
+"""
+    early, early_of, peak, peak_of = _printed(code)[-4:]
+    kind = "medians of seeds"
+    assert early_of == str(["TrF_i", kind, "-1.00", "", "0.33", "3"])
+    assert peak_of == str(["peak Tr(F)", kind, "-1.00", "", "0.33", "3"])
+    # Those that diverge are among the single runs, if they have a trace.
+    assert early.endswith("'7']") and peak.endswith("'9']")
+
+
 def test_rates_and_batch_sizes_that_both_vary_are_drawn_apart():
     code = """
 import dataclasses, itertools
