@@ -95,7 +95,6 @@ class Forward:
     _state_before: list[Any]
     _was_picked: bool
     _is_differentiable: bool
-    _is_twice: bool
 
     @property
     def num_variables(self) -> int:
@@ -146,7 +145,7 @@ class Forward:
             A `Forward` of a batch of these alone.
         """
         inputs = examples_lib.neighbours(self.inputs, first, size)
-        tape, second_tape = _tape(), _tape() if self._is_twice else None
+        tape, second_tape = _tape(), _tape() if self.way is None else None
         tapes = [second_tape, tape]
         with _recording(tapes, self.targets, self._is_differentiable):
             outputs = self.layer(inputs, training=True)
@@ -171,7 +170,6 @@ def run(
     seed: int | keras.random.SeedGenerator = 0,
     watch_inputs: bool = False,
     differentiable: bool = True,
-    twice: bool = False,
     replayable: bool = False,
     part_size: int | None = None,
 ) -> Forward:
@@ -188,7 +186,6 @@ def run(
         differentiable: Whether the gradient of the outputs will be
             differentiated again. If not, the pass is the same to the last bit
             as without a recording.
-        twice: Whether `Forward.second_tape` is wanted.
         replayable: Whether `Forward.replay` will be called.
         part_size: Number of examples that `Forward.part` will be called with,
             if that is possible: where examples are independent, and nothing is
@@ -212,7 +209,9 @@ def run(
         with _recording([], [], differentiable):
             way = _traced_way(layer, run_on, targets)
     tape = _tape()
-    second_tape = _tape() if twice and not is_divisible else None
+    # Parts have tapes of their own, and differences need none.
+    is_twice = part_size is not None and not (is_divisible or replayable)
+    second_tape = _tape() if is_twice else None
     with _recording([second_tape, tape], targets, differentiable):
         outputs = subset_outputs = layer(run_on, training=True)
         mask = structures.apply(keras_layers.mask_of, outputs)
@@ -243,7 +242,6 @@ def run(
         _state_before=state_before,
         _was_picked=subset.first is not None and rest is None,
         _is_differentiable=differentiable,
-        _is_twice=twice,
     )
 
 

@@ -128,7 +128,29 @@ class InputNorm:
 
 def total(norm: Norm, forward: Forward, squares: tf.Tensor) -> tf.Tensor:
     """The penalized norm, given the squares of what is measured."""
-    return tf.reduce_sum(squares * [*map(float, norm.selected(forward))])
+    selected = [i for i, is_in in enumerate(norm.selected(forward)) if is_in]
+    # Not by factors of zero: what is left out may be infinite.
+    return tf.reduce_sum(tf.gather(squares, tf.constant(selected, tf.int32)))
+
+
+def fitting_scale(
+    forward: Forward, score: Callable, micro_batch_size: int | None
+) -> float | tf.Tensor:
+    """The loss scale that fits the derivative of the loss at the outputs.
+
+    Args:
+        forward: As `SquaredNorms` takes it.
+        score: As `SquaredNorms` takes it.
+        micro_batch_size: Examples in a micro-batch; None for all.
+    """
+    dtype = keras_layers.compute_dtype(forward.layer)
+    if not loss_scale_lib.is_used(dtype):
+        return 1.0
+    size = forward.subset.size
+    weight = tf.cast(micro_batch_size or tf.maximum(size, 1), tf.float32)
+    outputs = structures.apply(dtypes.precise, forward.subset_outputs)
+    cotangents = score(outputs, tf.fill([size], 1.0 / weight))
+    return loss_scale_lib.fitting(structures.leaves(cotangents), dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,14 +165,14 @@ class SquaredNorms:
             negative log-likelihoods at the outputs. If these are of some
             examples, a third argument picks them from what is of all.
         loss_scale: Factor on it in the backward pass, taken out again before
-            the square; None for one that fits.
+            the square.
         dtype: Of the weights.
     """
 
     forward: Forward
     norm: Norm
     score: Callable[..., Any]
-    loss_scale: float | tf.Tensor | None
+    loss_scale: float | tf.Tensor
     dtype: tf.DType
 
     def compute(
@@ -176,7 +198,7 @@ class SquaredNorms:
         else:
             # A loop, whose gradient would keep all micro-batches in memory.
             function = SquaredNorms._differentiated_here
-        # A measurement takes the pass of a penalty whole.
+        # `TraceMeasurement` has none, whatever the penalty whose pass it takes.
         if self.forward.is_divisible and micro_batch_size is not None:
             found = self._sum_over_parts(function, micro_batch_size)
         else:
@@ -221,7 +243,7 @@ class SquaredNorms:
             self.dtype,
             [
                 tf.zeros([len(positions)], gradients_lib.common_dtype(targets)),
-                *map(tf.zeros_like, targets),
+                *(tf.zeros_like(dtypes.precise(t)) for t in targets),
             ],
         )
 
@@ -235,13 +257,24 @@ class SquaredNorms:
         with forward.second_tape:
             squares = self._squares(weights, count)
             penalized = total(self.norm, forward, squares)
+            factor = tf.square(count)
+            scale = loss_scale_lib.of_square(
+                self.loss_scale,
+                factor,
+                penalized / tf.cast(factor, penalized.dtype),
+                count,
+            )
+            scaled = dtypes.times(penalized, scale)
         with second_derivatives.explained():
             derivatives = forward.second_tape.gradient(
-                penalized,
+                scaled,
                 forward.targets,
                 unconnected_gradients=tf.UnconnectedGradients.ZERO,
             )
-        return [squares, *map(tf.convert_to_tensor, derivatives)]
+        return [squares] + [
+            loss_scale_lib.unscaled(dtypes.precise(derivative), scale)
+            for derivative in map(tf.convert_to_tensor, derivatives)
+        ]
 
     def _finite_difference(self, weights, count) -> list[tf.Tensor]:
         forward = self.forward
@@ -281,9 +314,9 @@ class SquaredNorms:
         scale = tf.cast(scale, squares.dtype)
         factor = 2.0 * tf.square(count / scale) / tf.cast(step, scale.dtype)
         return [tf.square(count) * squares] + [
-            tf.zeros_like(t)
+            tf.zeros_like(dtypes.precise(t))
             if a is None or b is None
-            else tf.cast(factor, a.dtype) * (b - a)
+            else dtypes.times(dtypes.precise(b) - dtypes.precise(a), factor)
             for t, a, b in zip(forward.targets, here, there)
         ]
 
@@ -293,7 +326,7 @@ class SquaredNorms:
             forward.tape, forward.subset_outputs, forward.targets, weights
         )
         squares = gradients_lib.squared_norms_alone(
-            self._measured(gradients), scale
+            self._measured(gradients), self.norm.selected(forward), scale
         )
         return tf.cast(tf.square(count), squares.dtype) * squares
 
@@ -308,11 +341,7 @@ class SquaredNorms:
         precise = structures.apply(dtypes.precise, outputs)
         cotangents = structures.leaves(self.score(precise, weights))
         outputs = structures.leaves(outputs)
-        if scale is None:
-            scale = self.loss_scale
-        if scale is None:
-            dtype = keras_layers.compute_dtype(self.forward.layer)
-            scale = loss_scale_lib.fitting(cotangents, dtype)
+        scale = self.loss_scale if scale is None else scale
         gradients = gradients_lib.vector_jacobian(
             tape,
             outputs,

@@ -78,7 +78,9 @@ def _squared_norm(gradient: tf.Tensor | None, dtype, scale) -> tf.Tensor:
     return tf.reduce_sum(tf.square(gradient))
 
 
-def squared_norms_alone(gradients: Gradients, scale=1.0) -> tf.Tensor:
+def squared_norms_alone(
+    gradients: Gradients, differentiable: Sequence[bool], scale=1.0
+) -> tf.Tensor:
     """`squared_norms` of gradients that nothing else is computed from.
 
     That of a dense layer's kernel is a product over the n examples,
@@ -92,6 +94,7 @@ def squared_norms_alone(gradients: Gradients, scale=1.0) -> tf.Tensor:
 
     Args:
         gradients: As for `squared_norms`.
+        differentiable: Of which of them the squared norm has a derivative.
         scale: As for `squared_norms`.
 
     Returns:
@@ -99,14 +102,16 @@ def squared_norms_alone(gradients: Gradients, scale=1.0) -> tf.Tensor:
     """
     dtype = common_dtype(gradients)
     norms = []
-    for gradient in gradients:
+    for gradient, is_differentiable in zip(gradients, differentiable):
         factors = _factors(gradient)
         if factors is None:
-            norms.append(_squared_norm(gradient, dtype, scale))
+            norm = _squared_norm(gradient, dtype, scale)
         else:
             x, above = (tf.cast(factor, dtype) for factor in factors)
             above = loss_scale.unscaled(above, scale)
-            norms.append(_norm_of_product(x, above))
+            norm = _norm_of_product(x, above)
+        # A derivative times zero is not zero if it is infinite.
+        norms.append(norm if is_differentiable else tf.stop_gradient(norm))
     return tf.stack(norms)
 
 
@@ -141,7 +146,22 @@ def _norm_of_product(x: tf.Tensor, above: tf.Tensor):
             2 * upstream * tf.matmul(of_x, above),
         )
 
-    return tf.reduce_sum(of_x * of_above), backward
+    # Where the contributions of examples cancel, rounding may leave less.
+    return tf.maximum(tf.reduce_sum(of_x * of_above), 0), backward
+
+
+def added(a: Gradients, b: Gradients, factor: float | tf.Tensor) -> Gradients:
+    """A + factor b, for gradients of the same sources; None is zero."""
+    return [
+        x
+        if y is None
+        else _plus(x, dtypes.times(tf.convert_to_tensor(y), factor))
+        for x, y in zip(a, b)
+    ]
+
+
+def _plus(x, y: tf.Tensor) -> tf.Tensor:
+    return y if x is None else tf.convert_to_tensor(x) + y
 
 
 def norm(gradients: Gradients, scale=1.0) -> tf.Tensor:
@@ -331,7 +351,7 @@ def with_gradient(
         def backward(upstream):
             when_used()
             return tf.zeros_like(value), *[
-                tf.cast(upstream, t.dtype) * tf.cast(g, t.dtype)
+                tf.cast(dtypes.times(dtypes.precise(g), upstream), t.dtype)
                 for t, (_, g) in zip(tensors, connected)
             ]
 

@@ -79,7 +79,10 @@ class Batches:
         self._read = self._batches()
         self.first = next(self._read, None)
         if self.first is None:
-            raise ValueError("There is no example to measure on.")
+            raise ValueError(
+                f"There is no example to measure on. Received: x of type "
+                f"{type(x).__name__} without any. Give one at least."
+            )
 
     def _batches(self) -> Iterator[tuple]:
         for element in self._source():

@@ -89,7 +89,7 @@ def fisher_trace(
             likelihood; their log-likelihoods add up.
         x: What `fit` takes: a batch or a longer array of inputs, dense,
             sparse (measured as dense by example) or ragged (example after
-            example but with `"batch"`), a `pandas.DataFrame`, or a list or
+            example, except with `"batch"`), a `pandas.DataFrame`, or a list or
             dict of these; or a batched `tf.data.Dataset`,
             `keras.utils.PyDataset`, `torch.utils.data.DataLoader`, data set
             or loader of Grain, or generator of `x`, `(x, y)` or
@@ -107,8 +107,8 @@ def fisher_trace(
             the compiled loss.
         batch_size: Examples computed at once, if x is not a data set; all by
             default.
-        steps: Number of batches to read; None for all. What has no end needs
-            it, and a generator, of which nobody knows.
+        steps: Number of batches to read; None for all. Endless data and
+            generators need it.
         training: The mode the model is called in. Its state does not change.
         seed: Integer that the draws start from. With `"monte_carlo"`, the
             same seed gives the same figure however the data are batched.

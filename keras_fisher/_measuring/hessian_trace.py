@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from keras_fisher._common import checks
 from keras_fisher._common import dtypes
+from keras_fisher._common import examples as examples_lib
 from keras_fisher._common import keras_3
 from keras_fisher._common import keras_layers
 from keras_fisher._common import noisy_targets
@@ -24,6 +25,7 @@ from keras_fisher._derivatives import second_derivatives
 from keras_fisher._derivatives import way
 from keras_fisher._measuring import batches as batches_lib
 from keras_fisher._measuring import function_cache
+from keras_fisher._measuring import recorded_call
 from keras_fisher._measuring.sums import groups_of
 from keras_fisher.estimates import Estimate
 from keras_fisher.likelihoods.lookup import of_model
@@ -89,15 +91,16 @@ def hessian_trace(
             of it; None to take all probes.
         batch_size: Examples computed at once, if x is not a data set; all by
             default.
-        steps: Number of batches to read; None for all. What has no end needs
-            it, and a generator, of which nobody knows.
+        steps: Number of batches to read; None for all. Endless data and
+            generators need it.
         seed: Integer that the probes start from.
         verbose: 0 for no progress bar, 1 for one, `"auto"` for one that
             appears if reading the data once takes longer than two seconds.
 
     Returns:
         An `Estimate`, or a dict of them: a float with a `standard_error`, that
-        of the random probes; NaN for a single one.
+        of the random probes; NaN for a single one. It is a little too small
+        where `tolerance` has stopped, as it has by chance been small then.
 
     Raises:
         ValueError: If an argument is not as described, if there is no loss,
@@ -183,8 +186,7 @@ class _Curvature:
         # A weak reference, or the model would live as long as the program.
         self._model = weakref.ref(model)
         self._loss_of = loss_of
-        self._has_second_derivative = True
-        self._function = self._compiled()
+        self._function = self._compiled(self._exact)
 
     def __call__(self, x, y, sample_weight, seed, count: int) -> np.ndarray:
         arguments = x, y, sample_weight, seed
@@ -193,19 +195,12 @@ class _Curvature:
         except (LookupError, tf.errors.NotFoundError):
             # A layer without second derivative, as recurrent ones, or a loss:
             # TensorFlow then has no kernel for that of CTC.
-            self._has_second_derivative = False
-            self._function = self._compiled()
+            self._function = self._compiled(self._difference)
             return self._function(*arguments, count).numpy()
 
-    def _compiled(self) -> Callable:
-        def curvatures(x, y, sample_weight, seed, count):
-            function = (
-                self._exact if self._has_second_derivative else self._difference
-            )
-            return function(x, y, sample_weight, seed, count)
-
+    def _compiled(self, method: Callable) -> Callable:
         return tf.function(
-            curvatures,
+            method,
             jit_compile=function_cache.uses_xla(self._model()),
             autograph=False,
         )
@@ -227,9 +222,7 @@ class _Curvature:
         model = self._model()
 
         def outputs(values):
-            mapping = [*zip(model.trainable_variables, values)]
-            with keras.StatelessScope(mapping):
-                return model(x, training=False)
+            return recorded_call.call(model, values, x, training=False)[0]
 
         otherwise = [w.dtype for w in weights]
         return way.of_function(outputs, weights, otherwise)
@@ -243,7 +236,9 @@ class _Curvature:
             loss = self._loss(weights, x, y, sample_weight)
         cotangent = tf.ones_like(loss)
         dtype = keras_layers.compute_dtype(self._model())
-        scale = loss_scale.fitting([cotangent], dtype)
+        # A mean over B examples starts from 1 / B in each.
+        size = tf.cast(examples_lib.number(x), cotangent.dtype)
+        scale = loss_scale.fitting([cotangent * tf.math.rsqrt(size)], dtype)
         gradients = gradients_lib.vector_jacobian(
             tape, loss, weights, dtypes.times(cotangent, scale)
         )

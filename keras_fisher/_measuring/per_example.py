@@ -168,7 +168,9 @@ class Recording:
         """
         scales = [
             loss_scale.fitting(
-                [cotangent], keras_layers.compute_dtype(self._layer)
+                [cotangent],
+                keras_layers.compute_dtype(self._layer),
+                by_example=True,
             )
             for cotangent in cotangents
         ]

@@ -22,7 +22,6 @@ from keras_fisher._derivatives import gradients as gradients_lib
 from keras_fisher._derivatives import loss_scale
 from keras_fisher._derivatives.gradients import Gradients
 from keras_fisher._training import replicas
-from keras_fisher._training.guarded_gradient import added
 from keras_fisher._training.measurements import is_something
 
 _RATE = 0.01  # at which the mean of ‖∇L‖ follows it
@@ -123,7 +122,7 @@ def bounded_sum(
         for g, p in zip(loss, whole.penalty)
     ]
     ratio = tf.math.divide_no_nan(of_penalty, of_loss)
-    return added(loss, handed, factor), ratio
+    return gradients_lib.added(loss, handed, factor), ratio
 
 
 class Accumulated:
@@ -166,7 +165,7 @@ class Accumulated:
             )
             for o, x in zip(old, [*batch.loss, *batch.penalty])
         ]
-        new = added(old, added_to_them, 1.0)
+        new = gradients_lib.added(old, added_to_them, 1.0)
         # The optimizer skips a batch that is not finite, and so do we.
         is_kept = gradients_lib.has_finite_norm(added_to_them)
         for variable, o, n in zip(self._variables, old, new):

@@ -71,6 +71,16 @@ class GuardedGradient:
             for g in self.gradients
         ]
 
+    def unscaled(self) -> GuardedGradient:
+        """Without a scale, in single precision or better."""
+        gradients = [
+            None
+            if g is None
+            else loss_scale.unscaled(dtypes.precise(g), self.scale)
+            for g in self.gradients
+        ]
+        return dataclasses.replace(self, gradients=gradients, scale=1.0)
+
     def times(self, factor: tf.Tensor) -> GuardedGradient:
         """The gradients times a factor."""
         scaled = [
@@ -118,17 +128,3 @@ def guarded_gradient(
         gradients, scale
     )
     return GuardedGradient(gradients, is_usable, scale)
-
-
-def added(a: Gradients, b: Gradients, factor: float | tf.Tensor) -> Gradients:
-    """A + factor b, for gradients of the same sources; None is zero."""
-    return [
-        x
-        if y is None
-        else _plus(x, dtypes.times(tf.convert_to_tensor(y), factor))
-        for x, y in zip(a, b)
-    ]
-
-
-def _plus(x, y: tf.Tensor) -> tf.Tensor:
-    return y if x is None else tf.convert_to_tensor(x) + y

@@ -6,13 +6,13 @@ import keras
 import tensorflow as tf
 
 from keras_fisher._common import dtypes
+from keras_fisher._derivatives import gradients as gradients_lib
 from keras_fisher._derivatives.gradients import Gradients
 from keras_fisher._training import optimizers
 from keras_fisher._training import replicas
 from keras_fisher._training.bounded_sum import Accumulated
 from keras_fisher._training.bounded_sum import bounded_sum
 from keras_fisher._training.guarded_gradient import GuardedGradient
-from keras_fisher._training.guarded_gradient import added
 from keras_fisher._training.state import FisherState
 from keras_fisher.penalties.base import Penalty
 
@@ -60,20 +60,26 @@ class PenaltyGradient:
             if optimizers.accumulation_steps(self._optimizer) > 1:
                 kinds += _ACCUMULATED
         if kinds:
-            self._check_are_all(trained)
+            self._check_are_all(trained, kinds)
         for kind in kinds:
             self._state.create_gradients(self._model, kind)
 
-    def _check_are_all(self, trained: list[keras.Variable]) -> None:
+    def _check_are_all(
+        self, trained: list[keras.Variable], kinds: list[str]
+    ) -> None:
         inside = {id(v) for v in self._model.trainable_variables}
         outside = [v.path for v in trained if id(v) not in inside]
-        if outside:
-            raise ValueError(
-                "Gradients that are kept from step to step (every=, "
-                "gradient_accumulation_steps=) are those of the wrapped model. "
-                f"Received: variables {outside} of its wrapper. Add them to "
-                "the model that is wrapped, or keep none: `reuse=False`."
-            )
+        if not outside:
+            return
+        instead = ["`reuse=False`"] if "gradient" in kinds else []
+        if {*_ACCUMULATED} & {*kinds}:
+            instead.append("`bound=None`")
+        raise ValueError(
+            "Gradients that are kept from step to step (every=, "
+            "gradient_accumulation_steps=) are those of the wrapped model. "
+            f"Received: variables {outside} of its wrapper. Add them to the "
+            f"model that is wrapped, or keep none: {' and '.join(instead)}."
+        )
 
     def store(self, guarded: GuardedGradient) -> None:
         """Keeps it for the steps to come, if they use it again."""
@@ -102,7 +108,9 @@ class PenaltyGradient:
             The gradients, and ‖∇P‖ / ‖∇L‖ if there is a bound.
         """
         if self._penalty.bound is None:
-            return added(loss, penalty, 1 / replicas.number()), None
+            return gradients_lib.added(
+                loss, penalty, 1 / replicas.number()
+            ), None
         return bounded_sum(
             loss,
             penalty,

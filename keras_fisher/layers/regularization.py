@@ -277,9 +277,10 @@ class FisherRegularization(ReadOnce, keras.layers.Wrapper):
                 batches=1 if context is None else context.num_replicas_in_sync,
                 step=self.step,
             )
+            objective = dtypes.times(term.value, term.loss_scale)
         guarded = guarded_gradient(
-            tape, term.value, forward.targets, term.value
-        )
+            tape, objective, forward.targets, term.value, term.loss_scale
+        ).unscaled()
         value = tf.cast(term.value, self.state.dtype)
         value += dtypes.zero_if(guarded.is_usable, value.dtype)
         if term.traces is not None:
@@ -334,7 +335,7 @@ class _Use:
 
     def begin_epoch(self) -> None:
         if not self._is_settled and tf.executing_eagerly():
-            self._weights = self._sums()
+            self._weights = self._sums() or None  # of a layer that is built
 
     def end_epoch(self) -> None:
         if (

@@ -63,9 +63,10 @@ class Alpha:
         ):
             raise ValueError(
                 "α is a number, a schedule or a variable for as long as its "
-                "penalty lives, and only a number can be assigned to one of "
-                f"the first kind. Received: alpha={value!r}, where it was "
-                f"{self.value!r}. Give the model another penalty: "
+                "penalty lives. A number can be assigned to a number or a "
+                "variable, and nothing to a schedule. Received: "
+                f"alpha={value!r}, where it was {self.value!r}. Give the model "
+                "another penalty: "
                 "`model.penalty = FisherPenalty(alpha=...)`."
             )
         number = _checked(value)

@@ -1,6 +1,6 @@
-"""The Fisher Penalty and the penalties that the paper compares it with.
+"""What a penalty is: of which labels and variables, how much, and when.
 
-A penalty decides on which labels, which variables, which subset of the batch
+It decides on which labels, which variables, which subset of the batch
 and at which steps a squared gradient norm is added to the loss:
 
     L'(θ) = L(θ) + α ‖ĝ‖²,    ĝ = (1/B) Σ_i ∇_θ -log p_θ(ŷ_i | x_i).
@@ -45,6 +45,7 @@ from keras_fisher._common.read_once import ReadOnce
 from keras_fisher._derivatives import forward as forward_lib
 from keras_fisher._derivatives import gradient_norms
 from keras_fisher._derivatives import gradients as gradients_lib
+from keras_fisher._derivatives import loss_scale as loss_scale_lib
 from keras_fisher._derivatives.forward import Forward
 from keras_fisher._derivatives.gradient_norms import Norm
 from keras_fisher._derivatives.gradient_norms import ParameterNorm
@@ -79,6 +80,8 @@ class Term:
             says nothing of Tr(F).
         squared_norm: ‖ĝ‖², the value over α, without a gradient. None if ĝ is
             not with respect to parameters, and so measures no step in them.
+        loss_scale: Factor on `value` with which its gradient in 16 bits does
+            not vanish, to be taken out of the gradient; 1.0 in others.
 
     Example:
     ```python
@@ -92,6 +95,7 @@ class Term:
     value: tf.Tensor
     traces: tf.Tensor | None
     squared_norm: tf.Tensor | None = None
+    loss_scale: float | tf.Tensor = 1.0
 
 
 class Penalty(ReadOnce):
@@ -325,7 +329,6 @@ class Penalty(ReadOnce):
             seed=seed,
             watch_inputs=watch_inputs or self.norm.watches_inputs,
             part_size=self.micro_batch_size,
-            twice=self.method == "exact" and self.micro_batch_size is not None,
             replayable=self.method == "finite_difference",
         )
 
@@ -379,6 +382,10 @@ class Penalty(ReadOnce):
         def score(outputs, weights, rows=lambda each: each):
             return likelihood.score(rows(labels), outputs, rows(mask), weights)
 
+        if loss_scale is None:
+            loss_scale = gradient_norms.fitting_scale(
+                forward, score, self.micro_batch_size
+            )
         norms = SquaredNorms(
             forward,
             self.norm,
@@ -386,6 +393,11 @@ class Penalty(ReadOnce):
             loss_scale,
             dtypes.at_least_single(forward.dtype),
         )
+        return self._term(norms, batches, step)
+
+    def _term(self, norms: SquaredNorms, batches, step) -> Term:
+        """α T / B and what comes with it, from the squared norms."""
+        forward = norms.forward
         squares, derivatives = norms.compute(self.method, self.micro_batch_size)
         # Of no example, the trace and the penalty are zero.
         size = tf.cast(tf.maximum(forward.subset.size, 1), squares.dtype)
@@ -397,12 +409,20 @@ class Penalty(ReadOnce):
         trace = gradient_norms.total(self.norm, forward, traces)
         scale = dtypes.times(per_trace, self.alpha_at(step))
         value = scale * trace
-        if derivatives is not None:
+        own_scale = 1.0
+        if derivatives is None:
+            own_scale = loss_scale_lib.of_square(
+                norms.loss_scale,
+                self.alpha_at(step),
+                per_trace * trace,
+                examples,
+            )
+        else:
             scale /= size
             value = gradients_lib.with_gradient(
                 value,
                 forward.targets,
-                [tf.cast(scale, d.dtype) * d for d in derivatives],
+                [dtypes.times(d, scale) for d in derivatives],
             )
         traces = tf.stop_gradient(traces) if self.measures_trace else None
         squared_norm = (
@@ -410,7 +430,7 @@ class Penalty(ReadOnce):
             if self.is_of_parameters
             else None
         )
-        return Term(value, traces, squared_norm)
+        return Term(value, traces, squared_norm, own_scale)
 
     # Configuration.
 

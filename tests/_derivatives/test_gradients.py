@@ -61,7 +61,9 @@ def _product(rows: int, static=True, dtype="float64"):
         with tf.GradientTape() as tape:
             tape.watch([x, above])
             g = tf.matmul(x, above, transpose_a=True)
-            norms = gradients.squared_norms_alone([None, g, 2.0 * g], 4.0)
+            norms = gradients.squared_norms_alone(
+                [None, g, 2.0 * g], [True] * 3, 4.0
+            )
             norm_of_g = norms[1]
         return norms, tape.gradient(norm_of_g, [x, above])
 
@@ -183,3 +185,29 @@ def test_dense_adds_repeated_rows():
     found = gradients.dense([None, rows])
     assert found[0] is None
     np.testing.assert_array_equal(found[1], [[0.0], [3.0], [0.0]])
+
+
+def test_a_norm_from_factors_is_never_negative():
+    """Where the gradients of examples cancel, rounding is all there is."""
+    random = np.random.default_rng(0)
+    norm = _product(4, dtype="float32")
+    found = []
+    for _ in range(20):
+        x = np.tile(random.normal(size=[1, 7]), [4, 1])
+        above = random.normal(size=[4, 6])
+        above -= above.mean(axis=0)
+        norms, _ = norm(
+            tf.constant(x, tf.float32), tf.constant(above, tf.float32)
+        )
+        found.append(norms[1])
+    assert min(found) == 0 and max(found) < 1e-4, found
+
+
+def test_what_has_no_derivative_may_be_infinite():
+    x = tf.constant(1e30)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        norms = gradients.squared_norms_alone([x, 1e-30 * x], [False, True])
+        total = tf.reduce_sum(tf.gather(norms, [1]))
+    assert np.isinf(norms[0])
+    np.testing.assert_allclose(tape.gradient(total, x), 2e-30, rtol=1e-6)

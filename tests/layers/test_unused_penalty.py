@@ -157,6 +157,15 @@ def test_what_does_not_train_is_not(act):
     assert not _told(lambda: act(_model(WithoutLosses)))
 
 
+def test_what_is_built_as_it_is_evaluated_is_not():
+    keras.utils.set_random_seed(0)
+    layer = FisherRegularization(layers.Dense(3, name="penalized"), 0.1)
+    model = WithoutLosses([layer])
+    training.compiled(model, metrics=None)
+    assert not _told(lambda: model.evaluate(training.X, training.Y, verbose=0))
+    assert len(_told(lambda: training.fit(model))) == 1
+
+
 def test_a_frozen_layer_and_a_rate_of_zero_are_not():
     model = _model(WithoutLosses, optimizer=keras.optimizers.SGD(0.0))
     assert not _told(lambda: training.fit(model))
