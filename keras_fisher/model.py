@@ -187,7 +187,11 @@ class FisherModel(Settings, Evaluation):
         super().compile(*args, **kwargs)
         if self.optimizer is not None and optimizers.step_of(self) == 0:
             self.state.begin_run()
-        self._prepare_training()
+        try:
+            self._prepare_training()
+        except Exception:
+            self.compiled = False
+            raise
 
     compile.__doc__ = keras.Model.compile.__doc__
 
@@ -272,16 +276,16 @@ class FisherModel(Settings, Evaluation):
         else:
             logs, observed = self._observed_step(data, division, plan)
         self.state.remember(observed)
-        logs = {**logs, "fisher_trace": self.state.last_trace()}
-        if not self._measures_trace:
-            del logs["fisher_trace"]
+        logs = {**logs}
+        if self.trace_every is not None or self.penalty.measures_trace:
+            logs["fisher_trace"] = self.state.last_trace()
         if self.penalty is not None:
             logs["fisher_penalty"] = self.state.fisher_penalty.value
             logs["fisher_nonfinite"] = self.state.fisher_nonfinite.value
             if self.penalty.bound is not None:
                 logs["fisher_ratio"] = self.state.last_ratio()
         return logs, observed._replace(alpha=alpha).tensors(
-            len(self.trainable_variables), self.state.dtype
+            len(self.model.trainable_variables), self.state.dtype
         )
 
     def _observed_step(self, data, division: Division | None, plan: Plan):
@@ -358,10 +362,6 @@ class FisherModel(Settings, Evaluation):
             batches=share.batches,
             step=self.optimizer.iterations,
         )
-
-    @property
-    def _measures_trace(self) -> bool:
-        return self.trace_every is not None or self.penalty.measures_trace
 
     def compute_loss(
         self,

@@ -64,6 +64,28 @@ def split(data: Any, share: float) -> tuple[Any, Any]:
     Args:
         data: Structures of tensors or arrays, of equal lengths, or None.
         share: Of the examples in the second part, between 0 and 1.
+
+    Raises:
+        ValueError: If one part has no example, or if the data are others.
     """
-    begin = int(len(examples.tensors(data)[0]) * (1 - share))
+    leaves = examples.tensors(data)
+    others = {type(leaf).__name__ for leaf in leaves if not _is_array(leaf)}
+    if others:
+        raise ValueError(
+            "`validation_split` takes arrays and tensors. Received: leaves of "
+            f"type {', '.join(sorted(others))}. Convert them by `np.asarray`, "
+            "or give `validation_data`."
+        )
+    number = len(leaves[0])
+    begin = int(number * (1 - share))
+    if not 0 < begin < number:
+        raise ValueError(
+            "`validation_split` has to leave examples to train on, and to "
+            f"validate on. Received: validation_split={share} of {number} "
+            "examples."
+        )
     return examples.rows(data, 0, begin), examples.rows(data, begin, None)
+
+
+def _is_array(leaf: Any) -> bool:
+    return hasattr(leaf, "shape")

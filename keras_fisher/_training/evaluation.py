@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 import contextlib
 import functools
+import inspect
 from typing import Any
 
 import keras
@@ -24,6 +25,10 @@ from keras_fisher._training import replicas
 from keras_fisher._training.memorization import MemorizationAccuracy
 from keras_fisher._training.raw_data import RawData
 from keras_fisher._training.state import LOGGED
+
+_COMPILE = inspect.signature(keras.Model.compile)
+# Its arguments that a test step goes by.
+_OF_TEST_STEPS = ("loss", "loss_weights", "metrics", "weighted_metrics")
 
 
 class Evaluation(RawData):
@@ -42,9 +47,10 @@ class Evaluation(RawData):
             return
         if model_checks.is_own(type(self.model), "compile"):
             return  # It takes what only the user knows.
+        given = _COMPILE.bind(self, *args, **kwargs).arguments
         self.model.compile(
             self.optimizer,
-            **_of_loss_and_metrics(*args, **kwargs),
+            **{k: v for k, v in given.items() if k in _OF_TEST_STEPS},
             run_eagerly=self.run_eagerly,
             steps_per_execution=self.steps_per_execution,
             jit_compile=self.jit_compile,
@@ -190,23 +196,6 @@ class _Compilation:
 def _targets(data: Any) -> Any:
     """Those of a batch that may have any form; None if there are none."""
     return data[1] if isinstance(data, tuple) and len(data) > 1 else None
-
-
-def _of_loss_and_metrics(
-    optimizer="rmsprop",
-    loss=None,
-    loss_weights=None,
-    metrics=None,
-    weighted_metrics=None,
-    **_,
-) -> dict:
-    """What of the arguments of `compile` a test step goes by."""
-    return dict(
-        loss=loss,
-        loss_weights=loss_weights,
-        metrics=metrics,
-        weighted_metrics=weighted_metrics,
-    )
 
 
 def _without_flags(data: Any, names: set[str]) -> Any:

@@ -10,7 +10,7 @@ import tensorflow as tf
 # Stands for what was not measured, in tensors: no trace and no penalty is
 # below zero. NaN there would end programs under
 # `tf.debugging.enable_check_numerics`.
-NOTHING = -1.0
+NOT_MEASURED = -1.0
 
 
 def is_something(value):
@@ -44,7 +44,7 @@ class Observed(NamedTuple):
             variables: Number of trainable variables.
             dtype: Of what is measured.
         """
-        nothing = tf.constant(NOTHING, dtype)
+        nothing = tf.constant(NOT_MEASURED, dtype)
         traces, penalty, _, size, ratio, alpha = self
         return {
             "trace_by_variable": tf.fill([variables], nothing)

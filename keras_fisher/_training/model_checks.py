@@ -127,8 +127,9 @@ def check_excluded(penalty: Penalty | None, network: keras.Model) -> None:
     """
     if penalty is None or not penalty.exclude or not penalty.is_of_parameters:
         return
-    paths = [variable.path for variable in network.weights]
-    if not any(map(penalty.selects, network.trainable_variables)):
+    variables = network.trainable_variables
+    if not any(map(penalty.selects, variables)):
+        paths = [variable.path for variable in variables]
         raise ValueError(
             "`exclude` leaves all trainable variables out of the penalty, "
             f"which has no effect then. Received: exclude={penalty.exclude}, "

@@ -29,8 +29,12 @@ def _taking_raw_data(name: str, prepare: Callable) -> Callable:
         if preprocessing.of_model(self.model) is None:
             return method(self, *args, **kwargs)
         bound = signature.bind(self, *args, **kwargs)
-        prepare(self, bound.arguments)
-        return method(*bound.args, **bound.kwargs)
+        before = self._prepared  # `fit` calls `evaluate`
+        try:
+            prepare(self, bound.arguments)
+            return method(*bound.args, **bound.kwargs)
+        finally:
+            self._prepared = before
 
     return wrapper
 
@@ -61,15 +65,15 @@ def _prepare_fit(model: RawData, arguments: dict[str, Any]) -> None:
         validation = (validation,)
     size = arguments.pop("validation_batch_size", None) or batch_size
     # Keras hands it to `evaluate`, as it is.
-    model.prepared = arguments["validation_data"] = preprocessing.preprocessed(
-        model.model,
-        *validation,
-        batch_size=size,
+    arguments["validation_data"] = preprocessing.preprocessed(
+        model.model, *validation, batch_size=size
     )
+    model._prepared = arguments["validation_data"]
 
 
 def _prepare_batches(model: RawData, arguments: dict[str, Any]) -> None:
-    if arguments["x"] is not model.prepared:
+    x = arguments.get("x")
+    if x is None or x is not model._prepared:
         arguments["x"] = preprocessing.preprocessed(
             model.model, *_take(arguments)
         )
@@ -89,7 +93,7 @@ def _prepare_batch(model: RawData, arguments: dict[str, Any]) -> None:
 class RawData(keras.Model):
     """Takes what its `model` takes, which may be data to be preprocessed."""
 
-    prepared: Any = None  # validation data that are preprocessed already
+    _prepared: Any = None  # validation data that are preprocessed already
 
     @property
     def preprocess_samples(self) -> Callable | None:

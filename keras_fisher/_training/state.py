@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_fisher._common import dtypes
-from keras_fisher._training.measurements import NOTHING
+from keras_fisher._training.measurements import NOT_MEASURED
 from keras_fisher._training.measurements import Observed
 from keras_fisher._training.measurements import is_something
 
@@ -43,7 +43,7 @@ class FisherState(keras.layers.Layer):
         self._synchronization = synchronization
         # What was loaded before there was a variable for it.
         self._loaded = {}
-        self.fisher_trace = self._scalar("fisher_trace", NOTHING)
+        self.fisher_trace = self._scalar("fisher_trace", NOT_MEASURED)
         self.fisher_penalty = self._scalar("fisher_penalty", 0.0)
         self.fisher_nonfinite = self._scalar("fisher_nonfinite", 0.0, "sum")
         self.fisher_ratio = None
@@ -129,13 +129,16 @@ class FisherState(keras.layers.Layer):
         # As the random state: Keras would train a variable of the user's.
         self._alpha = lambda: alpha
         self._loaded = {}
+        self.fisher_penalty.assign(0.0)
+        if self.fisher_ratio is not None:
+            self.fisher_ratio.assign(NOT_MEASURED)
         for variable in self._gradients.values():
             variable.assign(tf.zeros_like(variable))
 
     def begin_run(self) -> None:
         """Forgets what a bound goes by, which the optimizer does not go on."""
         if self.fisher_ratio is not None:
-            self.loss_norm.assign(NOTHING)
+            self.loss_norm.assign(NOT_MEASURED)
         for name, variable in self._gradients.items():
             if name.startswith("accumulated_"):
                 variable.assign(tf.zeros_like(variable))
@@ -188,9 +191,9 @@ class FisherState(keras.layers.Layer):
     def create_bound(self) -> None:
         """Makes room for what a bound goes by."""
         if self.fisher_ratio is None:
-            self.fisher_ratio = self._scalar("fisher_ratio", NOTHING)
+            self.fisher_ratio = self._scalar("fisher_ratio", NOT_MEASURED)
             # The mean of ‖∇L‖.
-            self.loss_norm = self._scalar("loss_norm", NOTHING)
+            self.loss_norm = self._scalar("loss_norm", NOT_MEASURED)
 
     def _saved(self) -> dict[str, keras.Variable]:
         variables = {v.name: v for v in self.weights}

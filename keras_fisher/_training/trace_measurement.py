@@ -1,4 +1,4 @@
-"""Tr(F) in a step, without a penalty."""
+"""Tr(F) in a step where no penalty measures it in passing."""
 
 from __future__ import annotations
 

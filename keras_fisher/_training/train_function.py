@@ -109,7 +109,9 @@ class TrainFunction:
         try:
             logs, measured = self._steps(iterator)
         except tf.errors.OpError:
-            self._first_look.raise_error()
+            for look in (self._first_look, self._penalty_look):
+                if look is not None:
+                    look.raise_error()
             raise
         steps = np.arange(self._count) + self._next_step
         self._last_call = _Call(steps, measured)

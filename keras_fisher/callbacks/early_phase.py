@@ -109,7 +109,9 @@ class EarlyPhase(keras.callbacks.Callback):
     def explosion_at(self, step: int) -> float:
         """The explosion ratio when it was `step`, one of `steps`."""
         peak = self.peaks[bisect.bisect_left(self.steps, step)]
-        return peak / self.traces[0] if self.traces[0] else math.inf
+        if not self.traces[0]:
+            return math.inf if peak else 1.0
+        return peak / self.traces[0]
 
     def restore(
         self,
@@ -204,9 +206,7 @@ class EarlyPhase(keras.callbacks.Callback):
         if not math.isfinite(value) or is_known or not self.steps:
             return
         if self.crossing is None:
-            self.crossing = 0.5 if self._rises else value / 2
-            if self._late and not self._rises:
-                self.crossing = -math.inf
+            self.crossing = 0.5 if self._rises else self._half_of(value)
         crossed = (
             value >= self.crossing if self._rises else value <= self.crossing
         )
@@ -214,6 +214,20 @@ class EarlyPhase(keras.callbacks.Callback):
             self.early_step, self.early_trace = self.steps[-1], self.traces[-1]
         # Not crossed at the first look: it is still to come.
         self._late = self._late and crossed
+
+    def _half_of(self, first: float) -> float:
+        """The threshold of what falls, from its first value."""
+        if self._late:
+            return -math.inf
+        if first > 0:
+            return first / 2
+        warnings.warn(
+            f"TrF_i is not found: half of `{self.monitor}` at first is the "
+            f"threshold, and that was {first:.4g}, of which half is not lower. "
+            "Give `EarlyPhase` a `threshold`.",
+            stacklevel=2,
+        )
+        return -math.inf
 
     def _record(self, step: int, trace: float) -> None:
         if self.steps and step <= self.steps[-1]:

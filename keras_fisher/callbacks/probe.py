@@ -41,7 +41,14 @@ class Probe:
             )
         self.x: Any
         self.y: Any
-        self.x, self.y = data if isinstance(data, tuple) else (data, None)
+        given = data if isinstance(data, tuple) else (data, None)
+        if len(given) != 2:
+            raise ValueError(
+                "`probe` takes inputs, or `(inputs, labels)`. Received: a "
+                f"tuple of {len(given)}. Leave out weights; several inputs "
+                "are a list."
+            )
+        self.x, self.y = given
         self.every = every
         self.estimator = estimator
         self.seed = seed

@@ -378,7 +378,7 @@ class FisherTensorBoard(keras.callbacks.TensorBoard):
             if step % self.write_every:
                 continue
             values = {}
-            if not math.isnan(traces.sum()):
+            if math.isfinite(traces.sum()):
                 by_layer = {
                     layer: float(traces[members].sum())
                     for layer, members in self._layers.items()

@@ -81,7 +81,7 @@ def add_label_noise(
       https://arxiv.org/abs/1611.03530) (Zhang et al., ICLR 2017), for
       training on redrawn labels.
     """
-    checks.number(
+    rate = checks.number(
         "rate",
         rate,
         lambda share: 0 <= share <= 1,
@@ -97,8 +97,7 @@ def add_label_noise(
     redraw_key, label_key = _keys(seed)
     labels = _labels_of(dataset, num_classes)
     _check_first_element(dataset, labels)
-    # Which overflows in half precision.
-    threshold = round(float(rate) * _RESOLUTION)
+    threshold = round(rate * _RESOLUTION)
 
     def redraw(x: Any, y: tf.Tensor, *sample_weight: tf.Tensor) -> tuple:
         tf.debugging.Assert(labels.are_valid(y), [labels.rule, "Received:", y])

@@ -101,14 +101,16 @@ def of_model(identifier: Any, model: keras.layers.Layer) -> Likelihood:
         if unknown:
             raise ValueError(
                 f"The outputs of the model are called {names}. Received a "
-                f"loss or likelihood for {sorted(unknown)}."
+                f"loss or likelihood for {sorted(unknown)}. Give one for each "
+                "by these names, or None."
             )
         return Joint([identifier.get(name) for name in names], names)
     if isinstance(identifier, (list, tuple)):
         if len(identifier) != len(names):
             raise ValueError(
                 f"The model has {len(names)} outputs, {names}. Received "
-                f"{len(identifier)} losses or likelihoods."
+                f"{len(identifier)} losses or likelihoods. Give one for each, "
+                "or None."
             )
         return Joint(identifier, names)
     found = get(identifier)

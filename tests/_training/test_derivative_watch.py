@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import foreign
 import keras
 from keras import layers
@@ -172,3 +174,11 @@ def test_the_report_builds_and_changes_nothing():
     report = keras_fisher.check_derivatives(model, training.X)
     assert len(report.layers) == 4 and report.is_exact, str(report)
     np.testing.assert_array_equal(seeds, model.non_trainable_variables)
+
+
+def test_where_warnings_are_errors_it_is_that_error():
+    model = _model(foreign.wrong_in_x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        with pytest.raises(UserWarning, match="of_a_user"):
+            training.fit(model)

@@ -350,3 +350,18 @@ def test_both_steps_of_its_own_are_refused():
 
     with pytest.raises(ValueError, match="`train_step` of Both"):
         FisherModel(_network(Both))
+
+
+def test_compile_takes_its_arguments_by_position():
+    def made():
+        keras.utils.set_random_seed(0)
+        return Augmented([keras.Input(_X.shape[1:]), keras.layers.Dense(3)])
+
+    model, plain = FisherModel(made()), made()
+    for each in (model, plain):
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        each.compile("sgd", loss, None, ["accuracy"], None, False)
+    found, expected = (
+        each.evaluate(_X, _Y, verbose=0) for each in (model, plain)
+    )
+    assert found == expected

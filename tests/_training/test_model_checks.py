@@ -291,9 +291,39 @@ def test_weights_of_a_wrapper_are_trained_or_refused(
         0.1, gradient_accumulation_steps=accumulated
     )
     if works:
-        model.compile(optimizer, "mse")
-        model.fit(x, x[:, :3], batch_size=8, verbose=0)
-        assert float(model.extra) == pytest.approx(0.8)
+        model.trace_every = 2
+        model.compile(optimizer, "mse", steps_per_execution=2)
+        model.fit(x, x[:, :3], batch_size=4, verbose=0)
+        assert float(model.extra) == pytest.approx(0.64)
     else:
         with pytest.raises(ValueError, match=r"extra.*of its wrapper"):
             model.compile(optimizer, "mse")
+
+
+@pytest.mark.parametrize(
+    "penalty, accumulated, advice",
+    [
+        (dict(every=2, bound=None), None, "`reuse=False`."),
+        (dict(reuse=False), 2, "`bound=None`."),
+        (dict(every=2), 2, "`reuse=False` and `bound=None`."),
+    ],
+)
+def test_what_to_do_about_weights_of_a_wrapper_is_what_helps(
+    penalty, accumulated, advice
+):
+    network = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    model = OwnWeight(network, FisherPenalty(**penalty))
+    optimizer = keras.optimizers.SGD(gradient_accumulation_steps=accumulated)
+    with pytest.raises(ValueError) as raised:
+        model.compile(optimizer, "mse")
+    assert str(raised.value).endswith(f"keep none: {advice}")
+
+
+def test_the_paths_of_what_may_be_excluded_are_of_trained_variables():
+    network = keras.Sequential(
+        [keras.Input((4,)), keras.layers.BatchNormalization()]
+    )
+    model = FisherModel(network, FisherPenalty(exclude="gamma|beta"))
+    with pytest.raises(ValueError, match="leaves all") as raised:
+        model.compile("sgd", "mse")
+    assert "beta" in str(raised.value) and "moving" not in str(raised.value)

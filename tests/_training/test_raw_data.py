@@ -208,3 +208,29 @@ def test_other_methods_of_its_own_are_refused_by_name(name):
     cls = type("Own", (keras.Sequential,), {name: lambda *_, **__: None})
     with pytest.raises(ValueError, match=f"`{name}` of Own would have no"):
         FisherModel(cls([keras.layers.Dense(3)]))
+
+
+@pytest.mark.parametrize("share", [0.999, 1.0])
+def test_a_split_leaves_examples_on_both_sides(share):
+    model = training.compiled(FisherModel(_task()))
+    with pytest.raises(ValueError, match=r"validation_split=.* of 24"):
+        model.fit(_X, _Y, validation_split=share, verbose=0)
+
+
+def test_only_arrays_are_split():
+    model = training.compiled(FisherModel(_task()))
+    words = ["one"] * 24
+    with pytest.raises(ValueError, match="Received: leaves of type str"):
+        model.fit(words, _Y, validation_split=0.5, verbose=0)
+
+
+def test_validation_data_are_not_kept():
+    model = training.compiled(FisherModel(_task()))
+    before = set(vars(model))
+    model.fit(_X, _Y, validation_split=0.25, verbose=0)
+    assert not [
+        name
+        for name, value in vars(model).items()
+        if name not in before and isinstance(value, tf.data.Dataset)
+    ]
+    assert model._prepared is None

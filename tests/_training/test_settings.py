@@ -111,3 +111,25 @@ def test_noisy_accuracies_know_the_loss_without_any_trace(trace_every):
 def test_a_regularizer_of_the_wrapper_is_refused():
     with pytest.raises(ValueError, match=r"activity_regularizer.*wrapped"):
         FisherModel(training.network(), activity_regularizer="l2")
+
+
+def test_a_compile_that_fails_leaves_the_model_uncompiled():
+    network = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    model = FisherModel(network)
+    with pytest.raises(ValueError, match="No likelihood is known"):
+        model.compile("sgd", "hinge")
+    assert not model.compiled
+    with pytest.raises(ValueError, match="compile"):
+        model.fit(_X, np.ones([24, 1]), verbose=0)
+    model.compile("sgd", "mse")
+    model.fit(_X, np.ones([24, 1]), verbose=0)
+
+
+def test_another_penalty_begins_with_logs_of_its_own():
+    model = training.compiled(FisherModel(training.network(), 0.1))
+    logs = training.fit(model, epochs=1).history
+    assert logs["fisher_penalty"][-1] > 0 and logs["fisher_ratio"][-1] > 0
+    model.penalty = FisherPenalty(0.5, start=1000)
+    logs = training.fit(model, epochs=1).history
+    assert logs["fisher_penalty"] == [0.0]
+    assert np.isnan(logs["fisher_ratio"]).all()

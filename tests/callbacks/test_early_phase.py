@@ -299,3 +299,22 @@ def test_in_a_fit_the_logs_have_it(tmp_path):
     assert early.early_step == 2  # the last of the first call
     assert early.steps == list(range(10))
     assert "fisher_explosion" in (tmp_path / "log.csv").read_text()
+
+
+def test_traces_of_zero_are_no_explosion(recwarn):
+    """As those of a model of one class are."""
+    early = EarlyPhase()
+    _run(early, [(2.0, [(0, 0.0)]), (1.9, [(1, 0.0)])])
+    assert early.explosion == 1.0
+    assert not recwarn
+
+
+@pytest.mark.parametrize("first", [0.0, -3.0])
+def test_half_of_no_positive_loss_is_no_threshold(first):
+    early = EarlyPhase()
+    with pytest.warns(UserWarning, match=r"that was .*Give .* `threshold`"):
+        _run(early, [(first, [(0, 5.0)]), (first - 4, [(1, 6.0)])])
+    assert early.early_step is None and early.traces == [5.0, 6.0]
+    given = EarlyPhase("loss", first - 2)
+    _run(given, [(first, [(0, 5.0)]), (first - 4, [(1, 6.0)])])
+    assert given.early_step == 1

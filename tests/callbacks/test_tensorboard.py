@@ -332,3 +332,31 @@ def test_a_loop_of_ones_own_needs_no_logs(tmp_path):
     board.on_train_end()
     curves = written_curves.read_curves(tmp_path / "train")
     assert [at for at, _ in curves["fisher/trace"]] == [0, 2]
+
+
+def test_a_trace_that_overflowed_ends_nothing(tmp_path):
+    """It is no number for a curve, and no first value of an explosion."""
+    network = keras.Sequential(
+        [
+            keras.Input([4]),
+            keras.layers.Dense(3, kernel_initializer="zeros"),
+        ]
+    )
+    model = FisherModel(network, trace_every=1, seed=0)
+    model.compile(
+        keras.optimizers.SGD(0.0),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    x = np.ones([24, 4], "float32")
+    x[:8] *= 1e20
+    model.fit(
+        x,
+        np.zeros(24),
+        batch_size=8,
+        shuffle=False,
+        verbose=0,
+        callbacks=[FisherTensorBoard(tmp_path)],
+    )
+    curves = written_curves.read_curves(tmp_path / "train")
+    steps = [step for step, _ in curves["fisher/trace"]]
+    assert steps == [1, 2]
