@@ -32,11 +32,15 @@ class Recording(Protocol):
         structure: The outputs, a tensor or several.
         outputs: The same in one tensor.
         mask: Keras masks of the outputs, or None, in their structure.
+        dtype: Of the squared norms.
+        shape: Of those of one pass, `(rows, variables)`.
     """
 
     structure: Any
     outputs: tf.Tensor
     mask: Any
+    dtype: tf.DType
+    shape: tuple[int, int]
 
     def squared_norms(self, *cotangents: tf.Tensor) -> tf.Tensor:
         """Squared norms, of shape `(cotangents, rows, variables)`.
@@ -210,13 +214,12 @@ def _sum_over(
         exists = group * together + tf.range(together) < count
         return tf.tensordot(tf.cast(exists, found.dtype), found, 1)[None]
 
-    first = of_group(0)
     if groups == 1:
-        return first
+        return of_group(0)
     return tf.while_loop(
         lambda group, _: group < groups,
         lambda group, total: (group + 1, total + of_group(group)),
-        [tf.constant(1), first],
+        [tf.constant(0), tf.zeros([1, *recording.shape], recording.dtype)],
         parallel_iterations=1,
     )[1]
 
@@ -226,14 +229,12 @@ def _stack_over(
 ) -> tf.Tensor:
     """The squared norms for cotangent(0), ..., cotangent(count - 1)."""
     groups, _, norms = _in_groups(cotangent, count, recording)
-    first = norms(0)
     if groups == 1:
-        return first
-    rest = tf.map_fn(
+        return norms(0)
+    found = tf.map_fn(
         norms,
-        tf.range(1, groups),
-        fn_output_signature=first.dtype,
+        tf.range(groups),
+        fn_output_signature=recording.dtype,
         parallel_iterations=1,
     )
-    found = tf.concat([first[None], rest], axis=0)
-    return tf.reshape(found, [-1, *first.shape[1:]])[:count]
+    return tf.reshape(found, [-1, *found.shape[2:]])[:count]

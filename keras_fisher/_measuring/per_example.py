@@ -86,6 +86,7 @@ class Recording:
         structure: The outputs of the layer, a tensor or several.
         outputs: The same in one tensor.
         mask: The Keras masks of the outputs, or None, in their structure.
+        dtype, shape: Of the squared norms of one pass.
         slow: Positions of the variables that are done example by example.
 
     Raises:
@@ -108,7 +109,8 @@ class Recording:
         self.structure, self.outputs = recorded.structure, recorded.outputs
         self.mask = recorded.mask
         self._batch_size = layout.batch_size
-        self._dtype = dtypes.at_least_single(layer.variable_dtype)
+        self.dtype = dtypes.at_least_single(layer.variable_dtype)
+        self.shape = self._batch_size, len(self._weights)
         # Another call would draw other numbers.
         self._calls_once = training or not keras_layers.draws_nothing(
             self.outputs.graph
@@ -183,8 +185,8 @@ class Recording:
             slow = self._slow_norms(tf.stack(cotangents))
             for k, i in enumerate(self.slow):
                 norms[i] = slow[:, :, k]
-        norms = tf.stack([tf.cast(n, self._dtype) for n in norms], axis=-1)
-        scales = tf.cast(tf.stack(scales), self._dtype)
+        norms = tf.stack([tf.cast(n, self.dtype) for n in norms], axis=-1)
+        scales = tf.cast(tf.stack(scales), self.dtype)
         return tf.transpose(norms, [1, 0, 2]) / scales[:, None, None] ** 2
 
     def fast_norms(self, cotangent: tf.Tensor) -> tf.Tensor:
@@ -195,7 +197,7 @@ class Recording:
         """
         cotangent = tf.cast(cotangent, self.outputs.dtype)
         norms = self._fast_norms([cotangent])
-        return tf.stack([tf.cast(n[:, 0], self._dtype) for n in norms], axis=1)
+        return tf.stack([tf.cast(n[:, 0], self.dtype) for n in norms], axis=1)
 
     def _fast_norms(self, cotangents: list) -> list:
         """For each variable, of shape `(batch, cotangents)`; zero if slow."""
@@ -205,7 +207,7 @@ class Recording:
             iter(self._upstream(targets, cotangent)) for cotangent in cotangents
         ]
         shape = [self._batch_size, len(cotangents)]
-        norms = [tf.zeros(shape, self._dtype)] * len(self._rules)
+        norms = [tf.zeros(shape, self.dtype)] * len(self._rules)
         for i in fast:
             own = [[next(one) for _ in self._uses[i]] for one in upstream]
             norms[i] = self._rules[i].squared_norms(own)
@@ -237,7 +239,7 @@ class Recording:
 
             def norms(k):
                 found = gradients_lib.dense(gradients(cotangents[k]))
-                return tf.cast(gradients_lib.squared_norms(found), self._dtype)
+                return tf.cast(gradients_lib.squared_norms(found), self.dtype)
 
             return norms(0)[None] if count == 1 else self._loop(norms, count)
 
@@ -249,7 +251,7 @@ class Recording:
         return tf.map_fn(
             function,
             tf.range(count),
-            fn_output_signature=self._dtype,
+            fn_output_signature=self.dtype,
             parallel_iterations=1,
         )
 

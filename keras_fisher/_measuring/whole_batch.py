@@ -21,6 +21,7 @@ class Recording:
     Attributes:
         size: B, the number of rows of the outputs: a graph network has more of
             them in its inputs.
+        dtype, shape: Of the squared norms of one pass.
     """
 
     def __init__(self, model, x: Any, training: bool):
@@ -30,6 +31,8 @@ class Recording:
         self.mask = call.mask
         self._compute_dtype = keras_layers.compute_dtype(model)
         self.size = number_of_examples(call.structure)
+        self.dtype = gradients_lib.common_dtype(self._weights)
+        self.shape = 1, len(self._weights)
 
     def squared_norms(self, *cotangents: tf.Tensor) -> tf.Tensor:
         return tf.stack([self._squared_norms(c) for c in cotangents])
@@ -45,4 +48,4 @@ class Recording:
         )
         gradients = gradients_lib.dense(gradients)
         norms = gradients_lib.squared_norms(gradients, scale)
-        return tf.cast(size, norms.dtype) * norms[None]
+        return tf.cast(size, self.dtype) * tf.cast(norms[None], self.dtype)
