@@ -13,7 +13,6 @@ import argparse
 from collections.abc import Iterable
 import concurrent.futures
 import json
-import math
 from pathlib import Path
 import subprocess
 import sys
@@ -26,6 +25,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 import profiles
 import runtime
 import tables
+import tolerances
 import torch_peer
 from workers import machine
 
@@ -33,12 +33,7 @@ PLAIN, PENALIZED, TENTH = tables.PLAIN, tables.PENALIZED, tables.TENTH
 _EIGHTH = "FP fraction 1/8"
 _ASKED = "name,driver_version,memory.total"
 _TURN = 0.15  # seconds
-# The most that results may be off, in float32 or in float64: in the former, a
-# ReLU near zero may round to the other side, with all that comes of it.
-# Differences lose half the digits. What is rounded to bfloat16 depends on what
-# a compiler fuses, so that nothing is expected there.
-_TOLERANCE = 1e-5
-_TOLERANCES = {"finite difference": 1e-3, "mixed_bfloat16": math.inf}
+_COMPILED = ["plain compiled", "FP compiled"]  # sides of PyTorch
 _WARM_UP = 3
 
 
@@ -208,12 +203,17 @@ def block(
     for name, program in programs.items():
         try:
             program.begin(make)
-            turns[name] = program.run
             program.run(_WARM_UP)
+            turns[name] = program.run
         except Exception as error:  # As of too little memory.
+            program.end()
             report.leave_out(name, f"{error!r:.300}")
-            turns.pop(name, None)
     make.clear()
+    if not turns:
+        # PyTorch's sides alone compare with nothing.
+        if peer:
+            peer.clear()
+        return
     for side in peer.loaded if peer else ():
         turns[f"PyTorch {side}"] = lambda steps, s=side: peer.run(s, steps)
     counts = {k: max(2, int(_TURN / run(2)) + 1) for k, run in turns.items()}
@@ -254,10 +254,11 @@ class Session:
 
     def _jobs(self, kind: str, mode: str, sides, networks=None) -> list:
         precision = "float32" if mode == "tf32" else mode
+        networks = self._networks if networks is None else networks
         return [
             (d, mode)
             for side in sides
-            for network in networks or self._networks
+            for network in networks
             for d in self._described
             if d["side"] == side
             and d["kind"] == kind
@@ -279,8 +280,7 @@ class Session:
         }
         commits = {d["commit"] for d in self._described}
         found |= {**versions, "commit": ", ".join(sorted(commits))}
-        if self._peer:
-            found |= {f"PyTorch {k}": v for k, v in self._peer.about().items()}
+        found |= self._about_torch()
         self._report.found["about"] = found
         self._report.say(str(found))
         for part in self._options.parts:
@@ -290,21 +290,22 @@ class Session:
                 self._report.leave_out(part, traceback.format_exc())
             self._report.write()
 
+    def _about_torch(self) -> dict[str, str]:
+        """Its versions; it is left out if it does not run here."""
+        if self._peer is None:
+            return {}
+        try:
+            found = self._peer.about()
+        except RuntimeError as error:
+            self._report.leave_out("PyTorch", str(error))
+            self._peer.end()
+            self._peer = None
+            return {}
+        return {f"PyTorch {k}": v for k, v in found.items()}
+
     def wrong(self) -> list[str]:
         """Checked programs whose results are off."""
-        errors: dict[str, float] = {}
-        for name, check in self._report.found["checks"].items():
-            error = tables.worst(
-                [check["gradient"] or 0.0, *check["outputs"].values()]
-            )
-            name = name.replace("/float64/", "/float32/")
-            errors[name] = min(error, errors.get(name, math.inf))
-        found = []
-        for name, error in errors.items():
-            known = [v for k, v in _TOLERANCES.items() if k in name]
-            if error > max(known, default=_TOLERANCE):
-                found.append(f"{name}: {error:.1e}")
-        return found
+        return tolerances.wrong(self._report.found["checks"])
 
     def _smoke(self) -> None:
         jobs = self._jobs("checked", "float32", [PENALIZED], ["SimpleCNN"])
@@ -316,6 +317,8 @@ class Session:
 
     def _check(self) -> None:
         jobs = self._jobs("checked", "float32", [PENALIZED])
+        kinked = [n for n in self._networks if tolerances.needs_float64(n)]
+        jobs += self._jobs("checked", "float64", [PENALIZED], kinked)
         jobs += self._jobs("checked", "float32", self._sides(), ["SimpleCNN"])
         self._checked(jobs)
 
@@ -338,6 +341,8 @@ class Session:
         self._timed("tf32", sides, self._options.reserve)
 
     def _large(self) -> None:
+        if not self._large_networks:
+            return
         sides = [PENALIZED, PLAIN, TENTH, _EIGHTH]
         self._timed("tf32", sides, 20, self._large_networks)
 
@@ -355,7 +360,7 @@ class Session:
     def _timed(
         self, mode: str, sides: list[str], until: float, networks=None
     ) -> None:
-        networks = networks or self._networks
+        networks = self._networks if networks is None else networks
         jobs = self._jobs("timed", mode, sides, networks)
         compiled = self._programs.compile(jobs, until)
         while self._options.after and not Path(self._options.after).exists():
@@ -367,21 +372,27 @@ class Session:
                 if p.described["network"] == network
             }
             if mine:
-                self._in_turns(mine, mode, PENALIZED in sides)
+                has_peer = PENALIZED in sides
+                peers = self._options.torch_sides if has_peer else []
+                self._in_turns(mine, mode, peers)
 
     def _in_turns(
-        self, programs: dict[str, runtime.Program], mode: str, has_peer: bool
+        self,
+        programs: dict[str, runtime.Program],
+        mode: str,
+        torch_sides: list[str],
     ) -> None:
-        """Times programs of one network, beside PyTorch or not."""
+        """Times programs of one network, beside PyTorch's sides if any."""
         first = next(iter(programs.values())).described
         network = first["network"]
         if self._report.left < 15:
             self._report.leave_out(f"{network}/{mode}", "no time")
             return
-        peer = self._peer if has_peer else None
+        peer = self._peer if torch_sides else None
         try:
             if peer:
-                self._load(network, mode, first["arguments"][:2])
+                batch = first["arguments"][:2]
+                self._load(network, mode, batch, torch_sides)
             block(self._report, programs, peer, self._options.rounds)
         except Exception as error:  # Other networks may well run.
             self._report.leave_out(f"{network}/{mode}", f"{error!r:.300}")
@@ -389,8 +400,10 @@ class Session:
                 self._peer.end()
                 self._peer = torch_peer.Peer()
 
-    def _load(self, network: str, mode: str, batch: list) -> None:
-        for side in self._options.torch_sides:
+    def _load(
+        self, network: str, mode: str, batch: list, sides: list[str]
+    ) -> None:
+        for side in sides:
             found = self._peer.load(network, mode, side, batch)
             name = f"{network}/{mode}/PyTorch {side}"
             self._report.found["peers"][name] = found
@@ -422,15 +435,17 @@ class Session:
 
     def _compiled_torch(self) -> None:
         """PyTorch's compiled sides, beside ours once more."""
+        if self._peer is None:
+            self._report.leave_out("compiled_torch", "no PyTorch")
+            return
         for network in self._networks:
             if self._report.left < 60:
                 self._report.leave_out(f"{network}/compiled", "no time")
                 continue
             jobs = self._jobs("timed", "tf32", [PENALIZED, PLAIN], [network])
             compiled = self._programs.compile(jobs, 30)
-            self._options.torch_sides = ["plain compiled", "FP compiled"]
             if compiled:
-                self._in_turns(compiled, "tf32", True)
+                self._in_turns(compiled, "tf32", _COMPILED)
 
 
 _PARTS = ("smoke", "core", "bfloat16", "large", "profile", "optimized", "check")

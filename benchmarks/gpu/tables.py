@@ -16,7 +16,7 @@ from typing import Any
 
 PLAIN, PENALIZED, TENTH = "keras.Model", "FP every 1", "FP every 10"
 _MODES = {
-    "tf32": "float32, products in TF32 (the default on such cards)",
+    "tf32": "float32, products in TF32 (TensorFlow's default on such cards)",
     "mixed_bfloat16": "mixed_bfloat16",
     "float32": "float32, products in float32",
 }
@@ -104,10 +104,17 @@ def spread(values: list[float], form: str) -> str:
 
 
 def blocks(found: dict[str, Any]) -> list[Block]:
-    """All that took turns."""
+    """All that took turns, but for blocks without a program of ours.
+
+    Those have PyTorch's sides at most, which do not say what network they are.
+    """
     shares = {n: p["share"] for n, p in found["programs"].items()}
     left_out = [what for what, _ in found["left out"]]
-    return [Block(seconds, shares, left_out) for seconds in found["blocks"]]
+    return [
+        Block(seconds, shares, left_out)
+        for seconds in found["blocks"]
+        if any(not name.startswith("PyTorch") for name in seconds)
+    ]
 
 
 def times(found: dict[str, Any]) -> str:
@@ -154,8 +161,8 @@ def batch_size(found: dict[str, Any], block: Block) -> int:
     return found["programs"][names[0]]["batch_size"]
 
 
-def aims(found: dict[str, Any]) -> str:
-    """What was aimed at, and what was found."""
+def summary(found: dict[str, Any]) -> str:
+    """Ratios in short, beside what was aimed at."""
     rows = []
     for block in blocks(found):
         sides = block.sides
@@ -178,7 +185,7 @@ def aims(found: dict[str, Any]) -> str:
     columns = ["network", "mode", "FP every 1, × plain (aim 3.1)"]
     columns += ["every 10 (1.3)", "fraction 1/8 (1.35)"]
     columns += ["PyTorch FP, × FP (1.3)", "compiled PyTorch FP, × FP"]
-    return f"## Aims\n\n{table(columns, rows)}"
+    return f"## Summary\n\n{table(columns, rows)}"
 
 
 def checks(found: dict[str, Any]) -> str:
@@ -295,7 +302,7 @@ def page(found: list[dict[str, Any]]) -> str:
         parts.append(f"# Run {number}: {run['about']['device']}")
         parts.append(about(run))
         if run["blocks"]:
-            parts += [aims(run), times(run)]
+            parts += [summary(run), times(run)]
         if run["checks"]:
             parts.append(checks(run))
         if run["profiles"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 import subprocess
@@ -22,12 +23,26 @@ class Peer:
         self.loaded: list[str] = []
 
     def _ask(self, *command: Any) -> Any:
-        print(json.dumps(command), file=self._process.stdin, flush=True)
-        return json.loads(self._process.stdout.readline())
+        with contextlib.suppress(BrokenPipeError):  # Told below.
+            print(json.dumps(command), file=self._process.stdin, flush=True)
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise RuntimeError(
+                "The process with PyTorch has ended with exit status "
+                f"{self._process.wait()}; its last words are above."
+            )
+        return json.loads(answer)
 
     def about(self) -> dict[str, Any]:
-        """Versions, and the device it runs on."""
-        return self._ask("about")
+        """Versions, and the device it runs on.
+
+        Raises:
+            RuntimeError: If PyTorch does not run here.
+        """
+        found = self._ask("about")
+        if "error" in found:
+            raise RuntimeError(found["error"])
+        return found
 
     def load(
         self, network: str, mode: str, side: str, batch: list

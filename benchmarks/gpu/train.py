@@ -120,6 +120,8 @@ class Trainer:
                 known = {n.rpartition("/")[2]: n for n in found}
             if step % 10 == 0:
                 traces.append(found[known["fisher_trace"]])
+        # Steps are queued only, and who calls reads the clock.
+        jax.block_until_ready(values)
         return np.asarray(jax.device_get(traces))
 
     def predicted(self, values, images) -> np.ndarray:
@@ -153,8 +155,24 @@ class Trainer:
         return {k: float(v) for k, v in found.items()}
 
 
-def train(trainer: Trainer, run: tuple, epochs: int, data: Data, write) -> None:
-    """One run; `write` takes a row of each epoch."""
+def is_evaluated(epoch: int, epochs: int) -> bool:
+    """Whether accuracies are computed after an epoch, counted from 1."""
+    return epoch in (1, epochs) or epoch % 2 == 0
+
+
+def train(
+    trainer: Trainer, run: tuple, epochs: int, data: Data, write, until: float
+) -> None:
+    """One run.
+
+    Args:
+        trainer: Has the programs.
+        run: One of `_RUNS`.
+        epochs: How many, if time allows.
+        data: What is trained on.
+        write: Takes a row of each epoch.
+        until: When no epoch is begun any more, as of `time.time`.
+    """
     rate, side, noise = run
     labels = data.noisy(noise)
     on_device = jax.device_put(labels)
@@ -172,9 +190,13 @@ def train(trainer: Trainer, run: tuple, epochs: int, data: Data, write) -> None:
             "peak": float(traces.max()),
             "seconds": round(seconds, 2),
         }
-        if epoch in (1, epochs) or epoch % 2 == 0:
+        is_late = time.time() > until
+        if is_late or is_evaluated(epoch, epochs):
             row |= trainer.accuracies(values, labels)
         write(row)
+        if is_late and epoch < epochs:
+            print(f"no time: {run} after {epoch} epochs", flush=True)
+            return
 
 
 def main() -> None:
@@ -205,10 +227,15 @@ def main() -> None:
     known = {side for side, _ in programs}
     runs = [run for run in _RUNS if run[1] in known][: options.runs]
     print(f"{time.time() - start:.0f} s: compiled {len(programs)}", flush=True)
-    cost = _seconds_of_epochs(trainer, runs, data)
-    left = options.seconds - (time.time() - start)
-    epochs = max(1, min(options.epochs, int(0.8 * left / cost)))
-    print(f"{cost:.1f} s for an epoch of all: {epochs} epochs", flush=True)
+    epoch, evaluation = costs(trainer, runs, data)
+    until = start + options.seconds
+    left = 0.8 * (until - time.time())
+    epochs = epochs_within(left, options.epochs, epoch, evaluation)
+    print(
+        f"{epoch:.1f} s for an epoch of all, {evaluation:.1f} s for their "
+        f"evaluations: {epochs} epochs",
+        flush=True,
+    )
     fields = ["rate", "side", "noise", "epoch", "trace", "peak", "test"]
     fields += ["clean", "noisy", "recovered", "seconds"]
     with (output / "gpu-training.csv").open("w", newline="") as file:
@@ -227,14 +254,14 @@ def main() -> None:
             )
 
         for run in runs:
-            if time.time() - start > options.seconds:
+            if time.time() > until:
                 print(f"no time: {run}")
                 continue
-            train(trainer, run, epochs, data, write)
+            train(trainer, run, epochs, data, write, until)
 
 
-def _seconds_of_epochs(trainer: Trainer, runs, data: Data) -> float:
-    """Seconds that an epoch of all runs takes."""
+def costs(trainer: Trainer, runs, data: Data) -> tuple[float, float]:
+    """Seconds that an epoch of all runs takes, and one evaluation of each."""
     labels, total = jax.device_put(data.labels), 0.0
     for rate, side, _ in runs:
         values = trainer.start(side, rate)
@@ -242,7 +269,32 @@ def _seconds_of_epochs(trainer: Trainer, runs, data: Data) -> float:
         begin = time.perf_counter()
         trainer.epoch(values, side, labels, 0, 20)
         total += time.perf_counter() - begin
-    return total / 20 * (len(data.labels) // 128)
+    epoch = total / 20 * (len(data.labels) // 128)
+    # They run the same program, whatever the side; the first one compiles.
+    trainer.accuracies(values, data.labels)
+    begin = time.perf_counter()
+    trainer.accuracies(values, data.labels)
+    return epoch, len(runs) * (time.perf_counter() - begin)
+
+
+def epochs_within(
+    seconds: float, most: int, epoch: float, evaluation: float
+) -> int:
+    """How many epochs fit into a time, at least one.
+
+    Args:
+        seconds: The time for all runs.
+        most: No more epochs than these.
+        epoch: Seconds that one of all runs takes.
+        evaluation: Seconds that one of all runs takes.
+    """
+
+    def total(epochs: int) -> float:
+        evaluated = sum(is_evaluated(e, epochs) for e in range(1, epochs + 1))
+        return epochs * epoch + evaluated * evaluation
+
+    fitting = (n for n in range(1, most + 1) if total(n) <= seconds)
+    return max(fitting, default=1)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def test_results_that_are_no_numbers_are_the_worst():
 def test_steps_of_keras_fill_up_a_side():
     found = _found(_SECONDS, {_FRESH: 0.1})
     assert "| FP every 10 | 2.00 | 2.00 |" in tables.times(found)
-    assert "| 2.00 |" in tables.aims(found)
+    assert "| 2.00 |" in tables.summary(found)
 
 
 def test_a_side_of_which_a_part_is_left_out_is_left_out():
@@ -52,7 +52,15 @@ def test_a_side_of_which_a_part_is_left_out_is_left_out():
     )
     assert "FP every 10" not in tables.times(found)
     assert "keras.Model" in tables.times(found)
-    assert "| 2.00 |" not in tables.aims(found)
+    assert "| 2.00 |" not in tables.summary(found)
+
+
+def test_blocks_without_a_program_are_left_out():
+    for empty in ({}, {"PyTorch plain": [0.001]}):
+        found = _found(_SECONDS, {_FRESH: 0.1})
+        found["blocks"].insert(0, empty)
+        assert tables.times(found).count("| MLP, 8 |") == 3, empty
+        assert tables.summary(found).count("| MLP |") == 1, empty
 
 
 def test_kernels_of_one_precision_are_told_of_by_plan():
