@@ -138,8 +138,7 @@ class Products:
             left = self._left_gram(upstream)
         right = _by_group(right)
         products = tf.matmul(left, right) * right
-        # Where the contributions of uses cancel, rounding may leave less.
-        return tf.maximum(_sum_by_pass(products, self._batch, passes), 0)
+        return _sum_by_pass(products, self._batch, passes)
 
     def _explicit(self, upstream: list, right: tf.Tensor, passes: int):
         """‖Aᵀ D‖², one block of columns after the other."""
