@@ -393,12 +393,14 @@ def test_a_likelihood_of_ones_own_is_measured_penalized_and_saved(
     model.compile("sgd", "mse", jit_compile=jit)
     logs = model.fit(training.X, y, batch_size=8, verbose=0).history
     assert logs["fisher_penalty"][0] > 0
-    trace = keras_fisher.fisher_trace(model, training.X, num_samples=80, seed=1)
+    trace = keras_fisher.fisher_trace(
+        model, training.X, num_samples=300, seed=1
+    )
     jacobian = keras_fisher.fisher_trace(
         model, training.X, estimator="exact", likelihood="gaussian"
     )
     assert abs(trace - jacobian) < 4 * trace.standard_error
-    assert trace.standard_error < 0.1 * trace
+    assert trace.standard_error < 0.05 * trace
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert isinstance(loaded.likelihood, _Exponential)
