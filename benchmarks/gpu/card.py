@@ -341,8 +341,6 @@ class Session:
         self._timed("tf32", sides, self._options.reserve)
 
     def _large(self) -> None:
-        if not self._large_networks:
-            return
         sides = [PENALIZED, PLAIN, TENTH, _EIGHTH]
         self._timed("tf32", sides, 20, self._large_networks)
 

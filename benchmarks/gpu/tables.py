@@ -58,7 +58,7 @@ class Block:
         shares: dict[str, float],
         left_out: Iterable[str] = (),
     ):
-        programs = [n for n in seconds if not n.startswith("PyTorch")]
+        programs = [n for n in seconds if not _is_torch(n)]
         first = name_parts(programs[0])
         self.network, self.mode = first["network"], first["mode"]
         self.sides: dict[str, list[float]] = {}
@@ -95,6 +95,10 @@ class Block:
         return [a / b for a, b in zip(self.sides[side], self.sides[base])]
 
 
+def _is_torch(name: str) -> bool:
+    return name.startswith("PyTorch")
+
+
 def spread(values: list[float], form: str) -> str:
     """Median and quartiles."""
     if len(values) < 2:
@@ -113,7 +117,7 @@ def blocks(found: dict[str, Any]) -> list[Block]:
     return [
         Block(seconds, shares, left_out)
         for seconds in found["blocks"]
-        if any(not name.startswith("PyTorch") for name in seconds)
+        if not all(map(_is_torch, seconds))
     ]
 
 
@@ -134,7 +138,7 @@ def times(found: dict[str, Any]) -> str:
 
 
 def _row(found: dict[str, Any], block: Block, side: str) -> list[str]:
-    is_torch = side.startswith("PyTorch")
+    is_torch = _is_torch(side)
     base = "PyTorch plain" if is_torch else PLAIN
     ratio = ""
     if base in block.sides:

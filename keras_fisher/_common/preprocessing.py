@@ -69,7 +69,7 @@ def split(data: Any, share: float) -> tuple[Any, Any]:
         ValueError: If one part has no example, or if the data are others.
     """
     leaves = examples.tensors(data)
-    others = {type(leaf).__name__ for leaf in leaves if not _is_array(leaf)}
+    others = {type(x).__name__ for x in leaves if not hasattr(x, "shape")}
     if others:
         raise ValueError(
             "`validation_split` takes arrays and tensors. Received: leaves of "
@@ -85,7 +85,3 @@ def split(data: Any, share: float) -> tuple[Any, Any]:
             "examples."
         )
     return examples.rows(data, 0, begin), examples.rows(data, begin, None)
-
-
-def _is_array(leaf: Any) -> bool:
-    return hasattr(leaf, "shape")

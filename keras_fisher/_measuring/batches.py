@@ -80,7 +80,7 @@ class Batches:
         self.first = next(self._read, None)
         if self.first is None:
             raise ValueError(
-                f"There is no example to measure on. Received: x of type "
+                "There is no example to measure on. Received: x of type "
                 f"{type(x).__name__} without any. Give one at least."
             )
 

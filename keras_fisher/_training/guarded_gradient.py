@@ -7,6 +7,7 @@ and `FisherRegularization` alike: differentiate, check, replace, store.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence
 import dataclasses
 
@@ -66,28 +67,22 @@ class GuardedGradient:
                 return dtypes.zero_if(condition, dtype)
             return tf.zeros([], dtype)
 
-        return [
-            None if g is None else tf.where(condition, g, otherwise(g.dtype))
-            for g in self.gradients
-        ]
+        return self._each(lambda g: tf.where(condition, g, otherwise(g.dtype)))
 
     def unscaled(self) -> GuardedGradient:
         """Without a scale, in single precision or better."""
-        gradients = [
-            None
-            if g is None
-            else loss_scale.unscaled(dtypes.precise(g), self.scale)
-            for g in self.gradients
-        ]
+        gradients = self._each(
+            lambda g: loss_scale.unscaled(dtypes.precise(g), self.scale)
+        )
         return dataclasses.replace(self, gradients=gradients, scale=1.0)
 
     def times(self, factor: tf.Tensor) -> GuardedGradient:
         """The gradients times a factor."""
-        scaled = [
-            None if g is None else dtypes.times(g, factor)
-            for g in self.gradients
-        ]
+        scaled = self._each(lambda g: dtypes.times(g, factor))
         return dataclasses.replace(self, gradients=scaled)
+
+    def _each(self, function: Callable) -> Gradients:
+        return [None if g is None else function(g) for g in self.gradients]
 
     def store(self, variables: Sequence) -> None:
         """Stores the gradients without their scale; zeros for unusable ones.

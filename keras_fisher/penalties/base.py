@@ -407,30 +407,27 @@ class Penalty(ReadOnce):
         )
         per_trace = self.norm.scale(tf.maximum(examples, 1))
         trace = gradient_norms.total(self.norm, forward, traces)
-        scale = dtypes.times(per_trace, self.alpha_at(step))
+        alpha, squared_norm = self.alpha_at(step), per_trace * trace
+        scale = dtypes.times(per_trace, alpha)
         value = scale * trace
-        own_scale = 1.0
         if derivatives is None:
-            own_scale = loss_scale_lib.of_square(
-                norms.loss_scale,
-                self.alpha_at(step),
-                per_trace * trace,
-                examples,
+            loss_scale = loss_scale_lib.of_square(
+                norms.loss_scale, alpha, squared_norm, examples
             )
         else:
+            loss_scale = 1.0
             scale /= size
             value = gradients_lib.with_gradient(
                 value,
                 forward.targets,
                 [dtypes.times(d, scale) for d in derivatives],
             )
-        traces = tf.stop_gradient(traces) if self.measures_trace else None
-        squared_norm = (
-            tf.stop_gradient(per_trace * trace)
-            if self.is_of_parameters
-            else None
+        return Term(
+            value,
+            tf.stop_gradient(traces) if self.measures_trace else None,
+            tf.stop_gradient(squared_norm) if self.is_of_parameters else None,
+            loss_scale,
         )
-        return Term(value, traces, squared_norm, own_scale)
 
     # Configuration.
 

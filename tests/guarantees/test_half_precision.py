@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import training
 
 import keras_fisher
 from keras_fisher import FisherModel
@@ -18,14 +19,6 @@ _X = _RANDOM.normal(size=[128, 32]).astype("float32")
 _PIXELS = _RANDOM.integers(0, 256, size=[128, 32]).astype("float32")
 _Y = _RANDOM.integers(0, 10, 128)
 _LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-
-
-@keras.saving.register_keras_serializable(package="tests")
-class LikeliestLabels(FisherPenalty):
-    """The Fisher Penalty with labels that no draw decides."""
-
-    def labels(self, likelihood, outputs, y, seed):
-        return tf.argmax(outputs, axis=-1)
 
 
 def _network(policy: str, stddev=0.2) -> keras.Model:
@@ -71,8 +64,10 @@ def _of_layer(policy: str, penalty) -> tuple[float, np.ndarray]:
     ids=str,
 )
 def test_the_gradient_of_a_layer_does_not_vanish(options):
-    single, expected = _of_layer("float32", LikeliestLabels(**options))
-    value, found = _of_layer("mixed_float16", LikeliestLabels(**options))
+    single, expected = _of_layer("float32", training.LikeliestLabels(**options))
+    value, found = _of_layer(
+        "mixed_float16", training.LikeliestLabels(**options)
+    )
     assert abs(value / single - 1) < 0.003
     off = np.linalg.norm(found - expected) / np.linalg.norm(expected)
     assert off < 0.003, f"gradient off by {off:.2%}"
@@ -111,7 +106,7 @@ def _of_pixels(policy: str, quantity: str) -> float:
             model, _PIXELS, _Y, loss=_LOSS, num_probes=8, seed=0
         )
     if quantity == "layer":
-        penalty = LikeliestLabels(0.1, bound=None)
+        penalty = training.LikeliestLabels(0.1, bound=None)
         layer = FisherRegularization(model, penalty)
         layer(_PIXELS, training=True)
         return float(layer.losses[0])
@@ -134,7 +129,7 @@ def test_sums_over_large_inputs_do_not_overflow(quantity):
 def test_what_is_excluded_may_overflow():
     """An infinite kernel's gradient leaves that of the biases alone."""
     network = _network("mixed_float16", stddev=1e-4)
-    penalty = LikeliestLabels(0.1, bound=None, exclude="kernel")
+    penalty = training.LikeliestLabels(0.1, bound=None, exclude="kernel")
     likelihood = keras_fisher.likelihoods.Categorical()
 
     def found(x, network):

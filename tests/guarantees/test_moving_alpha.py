@@ -38,13 +38,6 @@ class _Counted(GradientPenalty):
         return super().labels(likelihood, outputs, y, seed)
 
 
-class _Likeliest(FisherPenalty):
-    """With labels that no draw decides."""
-
-    def labels(self, likelihood, outputs, y, seed):
-        return tf.argmax(outputs, axis=-1)
-
-
 def _network():
     return training.dense_network(6, seed=1)
 
@@ -185,7 +178,7 @@ def test_alpha_moves_in_a_layer(moves, every):
         "variable": keras.Variable(0.5, dtype="float64"),
     }[moves]
     network = _network()
-    penalty = _Likeliest(alpha, bound=None, every=every)
+    penalty = training.LikeliestLabels(alpha, bound=None, every=every)
     layer = FisherRegularization(network, penalty)
     inputs = keras.Input((6,))
     model = _compile(keras.Model(inputs, layer(inputs)))

@@ -14,7 +14,6 @@ import tensorflow as tf
 import training
 
 from keras_fisher import FisherModel
-from keras_fisher import FisherPenalty
 from keras_fisher import GradientPenalty
 from keras_fisher.layers import FisherRegularization
 
@@ -271,13 +270,6 @@ def test_half_precision_penalizes_as_double_precision_does(policy, error):
     assert off < error, f"weights off by {off:.2%} of their way"
 
 
-class _LikeliestLabels(FisherPenalty):
-    """The Fisher Penalty with labels that no draw decides."""
-
-    def labels(self, likelihood, outputs, y, seed):
-        return tf.argmax(outputs, axis=-1)
-
-
 @pytest.mark.parametrize("kind", ["layer", "model"])
 def test_the_fisher_penalty_of_a_layer_takes_options_as_the_models(kind):
     """But it does not see how many batches the optimizer accumulates."""
@@ -287,7 +279,7 @@ def test_the_fisher_penalty_of_a_layer_takes_options_as_the_models(kind):
         use_ema=True,
         ema_momentum=0.8,
     )
-    network, penalty = _network(), _LikeliestLabels(_ALPHA, bound=None)
+    network, penalty = _network(), training.LikeliestLabels(_ALPHA, bound=None)
     if kind == "layer":
         inputs = keras.Input((5,))
         layer = FisherRegularization(network, penalty)
