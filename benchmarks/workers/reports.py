@@ -14,10 +14,19 @@ from workers import machine
 from workers import processes
 
 
+# Of the environment, what TensorFlow picks its kernels by.
+_SETTINGS = ("TF_ENABLE_ONEDNN_OPTS",)
+
+
 def command() -> str:
     """The command that is running."""
+    given = [
+        f"{name}={shlex.quote(os.environ[name])}"
+        for name in _SETTINGS
+        if name in os.environ
+    ]
     script = f"benchmarks/{Path(sys.argv[0]).name}"
-    return shlex.join(["python", script, *sys.argv[1:]])
+    return " ".join([*given, shlex.join(["python", script, *sys.argv[1:]])])
 
 
 def commit() -> str:
