@@ -64,6 +64,10 @@ class Peak(NamedTuple):
 Peaks = dict[tuple[str, str], tuple[tuple[int, float], Peak]]
 
 
+class UnknownRun(LookupError):
+    """Of the name that was asked for, there is none."""
+
+
 class Experiment:
     """All runs of one log directory.
 
@@ -153,7 +157,7 @@ class Experiment:
         """Curves of a run, from training data where there are several.
 
         Raises:
-            KeyError: If there is no such run.
+            UnknownRun: If there is no such run.
         """
         directories = [
             directory
@@ -162,7 +166,7 @@ class Experiment:
             if tags.run_and_split(directory) == (run, split)
         ]
         if not directories:
-            raise KeyError(run)
+            raise UnknownRun(run)
         wanted = [*wanted]
         found = self._read(wanted, directories)
         return {
@@ -178,7 +182,7 @@ class Experiment:
         Layers are in the order of their names, `conv_10` after `conv_9`.
 
         Raises:
-            KeyError: If there is no such run.
+            UnknownRun: If there is no such run.
         """
         prefix = tags.TRACE_BY_LAYER
         # The data server tells tags in any order, so not in the model's.

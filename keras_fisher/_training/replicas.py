@@ -69,7 +69,7 @@ class Share:
         """
         replicas = strategy.num_replicas_in_sync
         accumulated = optimizers.accumulation_steps(optimizer)
-        size = number_of_examples(x)
+        size = local_size(x)
         if division is None:
             return cls(replicas, size, replicas * accumulated, 1.0)
         examples, copies = division
@@ -106,8 +106,8 @@ def copies(strategy: tf.distribute.Strategy, data: Any) -> int:
     return len(strategy.extended.worker_devices)
 
 
-def number_of_examples(x: Any) -> tf.Tensor:
-    """Number of examples in a batch of inputs, an `int64` scalar."""
+def local_size(x: Any) -> tf.Tensor:
+    """How many examples this replica has of a batch, an `int64` scalar."""
     return tf.cast(examples_lib.number(x), tf.int64)
 
 

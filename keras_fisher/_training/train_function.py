@@ -230,7 +230,7 @@ class TrainFunction:
 
 def _size_of(data) -> tf.Tensor:
     x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
-    return replicas.number_of_examples(x)
+    return replicas.local_size(x)
 
 
 def _without_optionals(data):

@@ -261,6 +261,15 @@ def test_other_requests_are_refused(server, path, query, code):
     assert answer.text and answer.mimetype == "text/plain"
 
 
+def test_a_fault_is_not_told_as_an_unknown_run(server, monkeypatch):
+    def faulty(self, run, wanted):
+        raise KeyError("scalars")
+
+    monkeypatch.setattr(experiment.Experiment, "curves", faulty)
+    with pytest.raises(KeyError, match="scalars"):
+        server.open("/curves", run="with", tag="fisher/trace")
+
+
 def test_only_get_is_answered(server):
     for path in server.plugin.get_plugin_apps():
         assert server.open(path, method="POST").status_code == 405, path

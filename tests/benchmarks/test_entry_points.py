@@ -42,10 +42,15 @@ def test_steps_are_timed_beside_plain_keras(tmp_path):
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(_ROOT)},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(_ROOT),
+            "TF_ENABLE_ONEDNN_OPTS": "1",
+        },
         check=False,
     )
     assert result.returncode == 0, result.stderr
     table = (tmp_path / "steps.md").read_text("utf-8")
     assert "| keras.Model |" in table and "| FP every 1 |" in table, table
+    assert "`TF_ENABLE_ONEDNN_OPTS=1 python benchmarks/steps.py" in table
     assert (tmp_path / "steps.png").stat().st_size > 1000
