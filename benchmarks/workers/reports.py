@@ -13,7 +13,6 @@ import sys
 from workers import machine
 from workers import processes
 
-
 # Of the environment, what TensorFlow picks its kernels by.
 _SETTINGS = ("TF_ENABLE_ONEDNN_OPTS",)
 

@@ -64,7 +64,7 @@ class Peak(NamedTuple):
 Peaks = dict[tuple[str, str], tuple[tuple[int, float], Peak]]
 
 
-class UnknownRun(LookupError):
+class UnknownRunError(LookupError):
     """Of the name that was asked for, there is none."""
 
 
@@ -157,7 +157,7 @@ class Experiment:
         """Curves of a run, from training data where there are several.
 
         Raises:
-            UnknownRun: If there is no such run.
+            UnknownRunError: If there is no such run.
         """
         directories = [
             directory
@@ -166,7 +166,7 @@ class Experiment:
             if tags.run_and_split(directory) == (run, split)
         ]
         if not directories:
-            raise UnknownRun(run)
+            raise UnknownRunError(run)
         wanted = [*wanted]
         found = self._read(wanted, directories)
         return {
@@ -182,7 +182,7 @@ class Experiment:
         Layers are in the order of their names, `conv_10` after `conv_9`.
 
         Raises:
-            UnknownRun: If there is no such run.
+            UnknownRunError: If there is no such run.
         """
         prefix = tags.TRACE_BY_LAYER
         # The data server tells tags in any order, so not in the model's.

@@ -114,7 +114,7 @@ def _answering(answer: Callable) -> Callable:
             return werkzeug.Response("Only GET.", 405, {"Allow": "GET, HEAD"})
         try:
             found = answer(request)
-        except experiment.UnknownRun as error:
+        except experiment.UnknownRunError as error:
             text = f"There is no run {error.args[0]!r}."
             return http_util.Respond(request, text, "text/plain", code=404)
         except exceptions.HTTPException as error:
