@@ -95,7 +95,6 @@ IMAGE_COMMANDS = (
         "--name=label_noise_eighth",
         "--fraction=0.125",
         *_FIVE_SEEDS,
-        *_GIVEN,
         "--strengths=bounded FP:1",
     ),
     (
