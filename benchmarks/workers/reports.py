@@ -13,19 +13,17 @@ import sys
 from workers import machine
 from workers import processes
 
-# Of the environment, what TensorFlow picks its kernels by.
-_SETTINGS = ("TF_ENABLE_ONEDNN_OPTS",)
+# By which TensorFlow picks its kernels.
+_ONEDNN = "TF_ENABLE_ONEDNN_OPTS"
 
 
 def command() -> str:
     """The command that is running."""
-    given = [
-        f"{name}={shlex.quote(os.environ[name])}"
-        for name in _SETTINGS
-        if name in os.environ
-    ]
     script = f"benchmarks/{Path(sys.argv[0]).name}"
-    return " ".join([*given, shlex.join(["python", script, *sys.argv[1:]])])
+    words = ["python", script, *sys.argv[1:]]
+    if _ONEDNN in os.environ:
+        words.insert(0, f"{_ONEDNN}={os.environ[_ONEDNN]}")
+    return shlex.join(words)
 
 
 def commit() -> str:
