@@ -15,7 +15,6 @@ import math
 import tensorflow as tf
 
 from keras_fisher._common import dtypes
-from keras_fisher._measuring import variable_uses
 from keras_fisher._measuring.norms import Factors
 from keras_fisher._measuring.norms import Norms
 from keras_fisher._measuring.norms import Products
@@ -52,15 +51,14 @@ def _is_block_major(x: tf.Tensor) -> bool:
 
 def _contraction(use: Use, layout: Layout) -> Factors | None:
     """A product of matrices, in any of its notations."""
-    labels = _labels(use)
     axis = layout.axis(use.output)
-    if labels is None or axis is None:
+    labels = None if axis is None else _labels(use)
+    if labels is None:
         return None
     of_parameter, of_input, of_output = labels
     other = use.inputs[1 - use.operand]
+    # A weight is of the same size however many examples there are.
     batch_label = of_output[axis.position]
-    if batch_label in of_parameter or batch_label not in of_input:
-        return None
     if layout.axis(other) != Axis(of_input.index(batch_label), axis.repeats):
         return None
     kinds = {
@@ -122,8 +120,6 @@ def _labels(use: Use) -> tuple[str, str, str] | None:
         return None
     rank = use.output.shape.rank
     parts = "abcdefg"[: rank - 2]
-    if use.inputs[1 - use.operand].shape.rank != rank:
-        return None
     labels = []
     for axes, flip in zip(("ij", "jk"), flips):
         labels.append(axes[::-1] if flip else axes)
@@ -268,11 +264,9 @@ def _window(
 def _elementwise(use: Use, layout: Layout) -> Callable | None:
     """An operation that broadcasts the parameter over examples."""
     other = use.inputs[1 - use.operand]
-    shape = variable_uses.static_shape(use.parameter)
+    shape = use.parameter.shape.as_list()
     axis, rank = layout.axis(use.output), use.output.shape.rank
-    if axis is None or shape is None or layout.axis(other) != axis:
-        return None
-    if other.shape.rank != rank:
+    if axis is None or layout.axis(other) != axis:
         return None
     if use.kind == "BiasAdd":
         operation = tf.raw_ops.AddV2
@@ -281,8 +275,6 @@ def _elementwise(use: Use, layout: Layout) -> Callable | None:
     else:
         operation = getattr(tf.raw_ops, use.kind)
     shape = [1] * (rank - len(shape)) + shape
-    if shape[axis.position] != 1:
-        return None
     batch = layout.batch_size
     repeated = list(shape)
     repeated[axis.position] = batch * axis.repeats
@@ -311,7 +303,7 @@ def _elementwise(use: Use, layout: Layout) -> Callable | None:
 def _broadcast(use: Use, layout: Layout) -> Callable | None:
     """A parameter that is repeated for each example, as a class token."""
     axis, shape = layout.axis(use.output), use.parameter.shape.as_list()
-    if axis is None or use.operand != 0:
+    if axis is None:
         return None
     rank = use.output.shape.rank
     shape = [1] * (rank - len(shape)) + shape
@@ -333,12 +325,7 @@ def _lookup(use: Use, layout: Layout) -> tuple | None:
     """Rows picked by indices."""
     indices = use.inputs[1]
     axis = layout.axis(indices)
-    if (
-        use.operand != 0
-        or axis is None
-        or tf.get_static_value(use.inputs[2]) != 0
-        or use.attribute("batch_dims") != 0
-    ):
+    if axis is None or tf.get_static_value(use.inputs[2]) != 0:
         return None
     batch = layout.batch_size
     width = math.prod(use.parameter.shape[1:])
