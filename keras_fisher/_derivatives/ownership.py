@@ -73,11 +73,12 @@ def _traced(layer, x: Any, examples: int) -> tf.Graph:
     """The graph of a call on so many examples."""
 
     def call(x):
-        losses = len(layer.losses)
-        with keras.StatelessScope() as scope:
+        # A layer alone may have a name that is none for a scope, as `_Block`.
+        scope = keras.StatelessScope(collect_losses=True)
+        with tf.name_scope("layer"), scope:
             outputs = keras.tree.flatten(layer(x, training=True))
-            if len(layer.losses) > losses:
-                raise NotClaimedError("A loss is added.")
+        if scope.losses:
+            raise NotClaimedError("A loss is added.")
         if any(keras_layers.mask_of(output) is not None for output in outputs):
             raise NotClaimedError("The outputs have a mask.")
         seeds = {id(seed.state) for seed in keras_layers.seeds_in(layer)}
@@ -100,7 +101,7 @@ def _is_in_order(owners: dict, output: tf.Tensor) -> bool:
     if not output.shape.rank or output.shape[0] != _EXAMPLES:
         return False
     if output.ref() not in owners:
-        return True  # The same for all.
+        return False  # It has as many rows by chance.
     rows = owners[output.ref()].reshape(_EXAMPLES, -1)
     own = np.arange(1, _EXAMPLES + 1)[:, None]
     return bool(((rows == 0) | (rows == own)).all())

@@ -38,6 +38,13 @@ def _layer(function) -> Called:
     return layer
 
 
+def _normalized(x, scale, **kwargs):
+    statistics = {"offset": 0 * scale, "mean": 0 * scale, "variance": scale}
+    return tf.raw_ops.FusedBatchNormV3(
+        x=x[:, :, None], scale=scale, **statistics, **kwargs
+    ).y
+
+
 _OWN = {
     "a position for each token": lambda s, x: x + s.position,
     "a product with weights": lambda s, x: s.dense(x),
@@ -54,6 +61,9 @@ _OWN = {
     "one row for tokens and examples": lambda s, x: ops.reshape(
         s.dense(ops.reshape(x, (-1, 6))), (-1, 4, 6)
     ),
+    "a size that is computed": lambda s, x: tf.reshape(
+        x, [-1, tf.reduce_prod(tf.shape(x)[1:])]
+    ),
     "a token in front": lambda s, x: ops.concatenate(
         [ops.broadcast_to(s.position[None, :1], (x.shape[0], 1, 6)), x], axis=1
     ),
@@ -64,6 +74,9 @@ _OWN = {
         [ops.zeros((x.shape[0], 1, 6)), x], axis=1
     ),
     "padding": lambda s, x: ops.pad(x, ((0, 0), (1, 2), (0, 0))),
+    "padding with a weight": lambda s, x: tf.pad(
+        x, [[0, 0], [1, 2], [0, 0]], constant_values=s.position[0, 0]
+    ),
     "every other": lambda s, x: x[:, ::2, None, -3:],
     "back and forth": lambda s, x: ops.transpose(
         ops.transpose(x, (2, 0, 1)) * 2.0, (1, 2, 0)
@@ -93,6 +106,9 @@ _OWN = {
     "picked tokens": lambda s, x: ops.take(x, [0, 2], axis=1),
     "a norm": lambda s, x: ops.normalize(x, axis=-1),
     "what stays in sight": lambda s, x: tf.stop_gradient(x) + tf.nn.gelu(x),
+    "a normalization": lambda s, x: _normalized(
+        x, s.position[0] ** 2, is_training=False
+    ),
     "the same for all": lambda s, x: ops.zeros_like(x) + s.position,
 }
 _MIXED = {
@@ -135,8 +151,53 @@ _MIXED = {
     ),
     "other code for more": lambda s, x: x * 2 if x.shape[0] == 3 else x + 1,
     "sorted examples": lambda s, x: tf.sort(x, axis=0),
+    "rows that examples pick": lambda s, x: tf.gather(
+        x, tf.cast(x[:, 0, 0] > 0, tf.int32)
+    ),
+    "as many as the first says": lambda s, x: tf.reduce_sum(
+        tf.math.top_k(x, 2 + tf.cast(x[0, 0, 0] > 0, tf.int32)).values, -1
+    ),
+    "the first as a kernel": lambda s, x: tf.nn.conv2d(
+        x[..., None], x[0, :3, :3, None, None], 1, "SAME"
+    ),
+    "a normalization over examples": lambda s, x: _normalized(
+        x, s.position[0] ** 2, is_training=True
+    ),
+    "a normalization by the first": lambda s, x: _normalized(
+        x, x[0, 0] ** 2, is_training=False
+    ),
+    "three rows for all": lambda s, x: s.position[:3],
     "the best of all": lambda s, x: (
         tf.gather(x, tf.argmax(tf.reduce_sum(x, [1, 2])))[None] + x
+    ),
+}
+
+
+# There is more to know of them than the rules do.
+_NOT_KNOWN = {
+    "an operation without a rule": lambda s, x: tf.math.digamma(x),
+    "rows that weights pick": lambda s, x: ops.concatenate(
+        [x, x + tf.boolean_mask(s.position, s.position[:, 0] < 9)], axis=1
+    ),
+    "a weight without a shape": lambda s, x: (
+        x
+        + tf.raw_ops.PlaceholderWithDefault(
+            input=s.position, shape=tf.TensorShape(None)
+        )
+    ),
+    "a weight for an axis": lambda s, x: tf.reduce_sum(
+        x, 1 + tf.cast(s.position[0, 0] > 9, tf.int32)
+    ),
+    "a row of its own for each token": lambda s, x: tf.transpose(
+        tf.gather(
+            s.position,
+            tf.cast(tf.transpose(x[..., 0]) > 0, tf.int32),
+            axis=1,
+            batch_dims=1,
+        )
+    ),
+    "a diagonal": lambda s, x: tf.raw_ops.Einsum(
+        inputs=[x[:, :, :4]], equation="btt->bt"
     ),
 }
 
@@ -176,6 +237,21 @@ def test_nothing_is_claimed_where_examples_meet(name):
     assert not ownership.examples_own_rows(layer, x)
 
 
+@pytest.mark.parametrize("name", _NOT_KNOWN)
+def test_nothing_is_claimed_without_knowing(name):
+    layer = _layer(_NOT_KNOWN[name])
+    x = np.random.default_rng(0).normal(size=[5, *_SHAPE]).astype("float32")
+    assert not _moves(layer, x)
+    assert not ownership.examples_own_rows(layer, x)
+
+
+def test_random_numbers_are_allowed_or_not():
+    layer = _layer(_OWN["dropout"])
+    x = np.ones([5, *_SHAPE], "float32")
+    assert ownership.examples_own_rows(layer, x)
+    assert not ownership.examples_own_rows(layer, x, may_draw=False)
+
+
 class _Counts(layers.Layer):
     def build(self, shape):
         self.calls = self.add_weight(
@@ -197,8 +273,11 @@ class _CountsByItself(layers.Layer):
 
 
 class _AddsALoss(layers.Layer):
+    def build(self, shape):
+        self.weight = self.add_weight(shape=())
+
     def call(self, x):
-        self.add_loss(tf.reduce_mean(x))
+        self.add_loss(self.weight**2)
         return x * 2
 
 
@@ -210,14 +289,26 @@ class _Masks(layers.Layer):
         return x * 2
 
 
+class _Doubles(layers.Layer):
+    def call(self, x):
+        return x * 2
+
+
 @pytest.mark.parametrize(
-    "layer_class", [_Counts, _CountsByItself, _AddsALoss, _Masks]
+    "layer_class, is_claimed",
+    [
+        (_Counts, False),
+        (_CountsByItself, False),
+        (_AddsALoss, False),
+        (_Masks, False),
+        (_Doubles, True),
+    ],
 )
-def test_nothing_is_claimed_of_a_layer_that(layer_class):
+def test_nothing_is_claimed_of_a_layer_that(layer_class, is_claimed):
     x = np.ones([4, *_SHAPE], "float32")
     layer = layer_class()
     layer(x)
-    assert not ownership.examples_own_rows(layer, x)
+    assert ownership.examples_own_rows(layer, x) == is_claimed
 
 
 def test_all_outputs_and_inputs_count():
