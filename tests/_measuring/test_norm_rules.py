@@ -15,16 +15,17 @@ _BATCH = 5
 class Called(layers.Layer):
     """A function of the inputs and of one weight."""
 
-    def __init__(self, function, weight_shape):
-        super().__init__(dtype="float64")
+    def __init__(self, function, weight_shape, activation, dtype):
+        super().__init__(dtype=dtype)
+        self._activation = activation
         self._function, self._weight_shape = function, weight_shape
 
     def build(self, shape):
         self.weight = self.add_weight(shape=self._weight_shape)
 
     def call(self, x):
-        outputs = self._function(x, tf.convert_to_tensor(self.weight))
-        return tf.reshape(tf.tanh(outputs), [x.shape[0], -1])
+        outputs = self._function(x, tf.identity(self.weight.value))
+        return tf.reshape(self._activation(outputs), [x.shape[0], -1])
 
 
 def _without(shape, x):
@@ -98,6 +99,11 @@ _PRODUCTS = {
         (4,),
         (3, 4),
     ),
+    "rows of several": (
+        lambda x, w: tf.matmul(tf.reshape(x, [-1, 2]), w),
+        (3, 2),
+        (2, 4),
+    ),
     "few long rows": (tf.matmul, (2, 30), (30, 20)),
     "a batch of rows": (tf.matmul, (2, 4), (4, 3)),
     "a batch of columns": (
@@ -139,7 +145,7 @@ _OTHERS = {
         (3,),
         (3, 1),
     ),
-    "rows of several": (
+    "a scale of several": (
         lambda x, w: tf.reshape(tf.reshape(x, [-1, 3]) * w, [-1, 2, 3]),
         (2, 3),
         (3,),
@@ -156,9 +162,19 @@ _OTHERS = {
         (2, 3),
         (1, 1, 3),
     ),
+    "tokens": (
+        lambda x, w: x * tf.reshape(tf.tile(w, [2 * x.shape[0], 1]), x.shape),
+        (2, 3),
+        (1, 3),
+    ),
+    "the same for all": (
+        lambda x, w: x * tf.broadcast_to(w, x.shape),
+        (2, 3),
+        (3,),
+    ),
     "rows by number": (
         lambda x, w: tf.gather(w, tf.cast(abs(x), tf.int32) % 4),
-        (3,),
+        (12,),
         (4, 2),
     ),
 }
@@ -270,13 +286,26 @@ _LOOPS = {
 }
 
 
-def _norms(function, shape, weight_shape, jit_compile=False, passes=1):
+def _norms(
+    function,
+    shape,
+    weight_shape,
+    jit_compile=False,
+    passes=1,
+    activation=tf.tanh,
+    dtype="float64",
+):
     """Norms of two passes by the graph, and in loops; and if it was read."""
     random = np.random.default_rng(3)
-    layer = Called(function, weight_shape)
-    x = tf.constant(2.0 * random.normal(size=(_BATCH, *shape)))
+
+    def numbers(*shape):
+        # Of few bits.
+        return np.round(8.0 * random.normal(size=shape)) / 8.0
+
+    layer = Called(function, weight_shape, activation, dtype)
+    x = tf.constant(2.0 * numbers(_BATCH, *shape), layer.compute_dtype)
     layer.build(x.shape)
-    layer.weight.assign(random.normal(size=weight_shape))
+    layer.weight.assign(numbers(*weight_shape))
     layout = per_example.layout_for(layer, x, False)
     slow = []
 
@@ -289,12 +318,15 @@ def _norms(function, shape, weight_shape, jit_compile=False, passes=1):
     @tf.function(autograph=False, jit_compile=jit_compile)
     def one(x, cotangent, i):
         with tf.GradientTape() as tape:
-            loss = tf.reduce_sum(cotangent[i] * layer(x)[i])
+            outputs = tf.cast(layer(x)[i], cotangent.dtype)
+            loss = tf.reduce_sum(cotangent[i] * outputs)
         gradient = tape.gradient(loss, layer.weight.value)
-        return tf.reduce_sum(tf.convert_to_tensor(gradient) ** 2)
+        gradient = tf.cast(tf.convert_to_tensor(gradient), tf.float64)
+        return tf.reduce_sum(gradient**2)
 
     called = tf.function(layer, autograph=False, jit_compile=jit_compile)
-    cotangents = tf.constant(random.normal(size=(2, *called(x).shape)))
+    cotangents = numbers(2, *called(x).shape)
+    cotangents = tf.constant(cotangents, layer.variable_dtype)
     expected = [
         [one(x, cotangent, tf.constant(i)) for i in range(_BATCH)]
         for cotangent in cotangents
@@ -314,6 +346,20 @@ def test_what_many_passes_share_is_the_same(name):
     found, expected, is_read = _norms(*_PRODUCTS[name], passes=50)
     np.testing.assert_allclose(found, expected, rtol=1e-9)
     assert is_read
+
+
+_NOT_OF_FEW_BITS = ("a column", "a scaled offset", "an offset of pieces")
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in (*_PRODUCTS, *_OTHERS) if n not in _NOT_OF_FEW_BITS]
+)
+def test_sums_are_not_of_16_bits(name):
+    """But exact, where what is summed has few bits."""
+    use = {**_PRODUCTS, **_OTHERS}[name]
+    found, *_ = _norms(*use, activation=tf.identity, dtype="mixed_float16")
+    expected, *_ = _norms(*use, activation=tf.identity)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", _LOOPS)

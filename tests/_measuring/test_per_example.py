@@ -130,7 +130,7 @@ def test_common_layers_in_double_precision(name):
     assert bool(slow) == (name in _RECURRENT)
 
 
-@pytest.mark.few(10)
+@pytest.mark.few(5)
 @pytest.mark.parametrize(
     "name",
     cases.some_slow(
