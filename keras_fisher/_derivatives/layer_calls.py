@@ -102,12 +102,14 @@ def record(
     """
     variables = [v.value for v in layer.trainable_variables]
     calls: list[tuple] = []
-    with tf.GradientTape(persistent=True) as tape, keras.StatelessScope():
-        tape.watch(variables)
-        with contextlib.ExitStack() as stack:
-            for operation in chosen:
-                stack.enter_context(_spied_on(operation, calls))
-            layer(x, training=training)
+    with (
+        tf.GradientTape(persistent=True) as tape,
+        keras.StatelessScope(),
+        contextlib.ExitStack() as stack,
+    ):
+        for operation in chosen:
+            stack.enter_context(_spied_on(operation, calls))
+        layer(x, training=training)
 
     # What moves with a variable, so far: no tape is gone back twice.
     known = [*variables]

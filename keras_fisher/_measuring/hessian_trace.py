@@ -348,16 +348,15 @@ def _step(weights: list, precision: tf.DType) -> tf.Tensor:
 
 def _label_check(model: Any, loss: Any, x: Any) -> Callable:
     """Function that refuses labels which the loss cannot take."""
+    outputs = keras_layers.outputs_of(model, x)
+    if loss is not None and not tf.is_tensor(outputs):
+        return lambda y: None  # The loss itself is refused.
     try:
-        loss = model.loss if loss is None else loss
-        likelihood = of_model(loss, model)
+        likelihood = of_model(model.loss if loss is None else loss, model)
     except ValueError:
         # Other losses are free to take any labels.
         return lambda y: None
-    classes = structures.apply(
-        lambda outputs: outputs.shape[-1],
-        keras_layers.outputs_of(model, x),
-    )
+    classes = structures.apply(lambda output: output.shape[-1], outputs)
     names = likelihood.names or ()
     return lambda y: likelihood.check_labels(
         structures.apply(np.asarray, noisy_targets.label_of(y, names)), classes

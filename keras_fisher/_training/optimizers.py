@@ -35,15 +35,12 @@ def check_accumulation(optimizer: keras.optimizers.Optimizer) -> None:
         )
 
 
-def ends_step(optimizer: keras.optimizers.Optimizer) -> bool | tf.Tensor:
+def ends_step(optimizer: keras.optimizers.Optimizer) -> tf.Tensor:
     """Whether the next gradients are the last of those that one update takes.
 
-    Where they are accumulated, `iterations` counts updates.
+    Of an optimizer that accumulates them: its `iterations` counts updates.
     """
-    accumulated = accumulation_steps(optimizer)
-    if accumulated == 1:
-        return True
-    return (_batches(optimizer) + 1) % accumulated == 0
+    return (_batches(optimizer) + 1) % accumulation_steps(optimizer) == 0
 
 
 def is_amid_step(optimizer: keras.optimizers.Optimizer) -> bool:

@@ -184,7 +184,6 @@ class FisherRegularization(ReadOnce, keras.layers.Wrapper):
         )
         if self.penalty.stores_gradient:
             self.state.create_gradients(self.layer)
-        self.built = True
 
     def compute_output_spec(self, *args, **kwargs):
         return self.layer.compute_output_spec(*args, **kwargs)

@@ -78,7 +78,6 @@ class Rematerialization(keras.layers.Wrapper):
                 self.layer,
                 keras.tree.map_shape_structure(keras.KerasTensor, input_shape),
             )
-        self.built = True
 
     def compute_output_spec(self, *args, **kwargs):
         return self.layer(*args, **kwargs)

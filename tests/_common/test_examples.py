@@ -92,6 +92,20 @@ def test_single_and_repeated_ones_are_counted(name):
             assert _lists(tensor) == rows
 
 
+@pytest.mark.parametrize("name", _OF_ANY_LENGTH)
+def test_their_number_is_found_in_a_graph(name):
+    tensor = _OF_ANY_LENGTH[name]
+
+    @tf.function
+    def number(x):
+        return examples.number({"a": None, "b": x})
+
+    spec = tf.type_spec_from_value(tensor)
+    unknown = type(spec)([None] * spec.shape.rank, spec.dtype)
+    found = number.get_concrete_function(unknown)(tensor)
+    assert (found.dtype, int(found)) == (tf.int32, 3)
+
+
 def test_layers_find_the_shape_of_sparse_rows():
     @tf.function(input_signature=[tf.SparseTensorSpec([None, 3], tf.float32)])
     def width(tensor):

@@ -238,6 +238,21 @@ def test_input_gradient_penalty_equals_brute_force(name, method, mode):
     evaluation.check_slope(expected, model, gradients)
 
 
+@pytest.mark.parametrize("is_connected", [True, False])
+def test_outputs_have_to_depend_on_all_inputs(is_connected):
+    a, b = keras.Input((4,)), keras.Input((4,))
+    hidden = a + b if is_connected else a + keras.ops.stop_gradient(b)
+    outputs = keras.layers.Dense(networks.CLASSES)(hidden)
+    model = keras.Model([a, b], outputs)
+    x = [tf.ones([networks.BATCH, 4])] * 2
+    if is_connected:
+        value, *_ = evaluation.run("graph", InputGradientPenalty(), model, x)
+        assert value > 0
+        return
+    with pytest.raises(ValueError, match="do not depend on some of the inputs"):
+        evaluation.run("graph", InputGradientPenalty(), model, x)
+
+
 def test_input_gradient_penalty_is_a_mean_over_examples():
     model, x = networks.build("dense")
     whole = evaluation.run("eager", InputGradientPenalty(0.7), model, x)[0]

@@ -101,6 +101,8 @@ def test_integers_are_left_alone():
     resize = linear_maps.resize(tf.image.resize)
     found = resize(x, (2, 2), method="nearest")
     assert found.dtype == tf.int32
+    cut = linear_maps.slices(tf.slice)(tf.range(9), [2], [3])
+    np.testing.assert_array_equal(cut, [2, 3, 4])
 
 
 def test_forward_values_are_tensorflows():

@@ -223,9 +223,9 @@ _CONTROL = {
     ),
     # What is computed in a turn is used in the next one.
     "loop": lambda f, h: tf.while_loop(
-        lambda i, a, b: i < 3,
-        lambda i, a, b: (i + 1, f(b), 0.5 * a),
-        [tf.constant(0), tf.ones_like(h), h],
+        lambda i, a, b, c: i < 3,
+        lambda i, a, b, c: (i + 1, f(b), c, 0.5 * c),
+        [tf.constant(0), *[tf.ones([4, 4], h.dtype)] * 2, h],
     )[1],
     "map": lambda f, h: tf.map_fn(f, h),
     "loop in a function": lambda f, h: tf.function(

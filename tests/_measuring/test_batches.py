@@ -49,6 +49,38 @@ def test_data_sets_bring_labels_and_weights():
         assert [f is None for f in found] == [i >= count for i in range(3)]
 
 
+def test_sparse_arrays_of_scipy_are_sparse_tensors():
+    sparse = pytest.importorskip("scipy.sparse")
+    dense = np.float32([[0, 1, 2], [0, 0, 0], [3, 0, 4]])
+    # Of the columns first, as SciPy keeps them.
+    ((x, *_),) = Batches(sparse.csc_array(dense))
+    assert isinstance(x, tf.SparseTensor)
+    np.testing.assert_array_equal(tf.sparse.to_dense(x), dense)
+    np.testing.assert_array_equal(x.indices, [[0, 1], [0, 2], [2, 0], [2, 2]])
+
+
+class _OfPyTorch:
+    """As its tensors are: to be copied from a device, and from their graph."""
+
+    def __init__(self, array, state=()):
+        self._array, self._state = array, state
+
+    def detach(self):
+        return _OfPyTorch(self._array, (*self._state, "detached"))
+
+    def cpu(self):
+        return _OfPyTorch(self._array, (*self._state, "on the host"))
+
+    def __array__(self, dtype=None, copy=None):
+        assert self._state == ("detached", "on the host")
+        return self._array
+
+
+def test_tensors_of_pytorch_are_copied_to_the_host():
+    ((x, *_),) = Batches(_OfPyTorch(np.arange(3.0)))
+    np.testing.assert_array_equal(x, np.arange(3.0))
+
+
 @pytest.mark.parametrize("known", [True, False])
 def test_a_bar_counts_batches(known, capsys):
     dataset = tf.data.Dataset.range(6).batch(2)

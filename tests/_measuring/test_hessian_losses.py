@@ -49,6 +49,15 @@ def test_any_loss(loss, y):
     assert trace == pytest.approx(forms.mean(), rel=1e-6)
 
 
+def test_a_loss_is_for_one_output():
+    x = keras.Input((4,))
+    model = keras.Model(x, [layers.Dense(1)(x), layers.Dense(1)(x)])
+    with pytest.raises(ValueError, match=r"several outputs.*pass no `loss`"):
+        keras_fisher.hessian_trace(
+            model, np.ones([3, 4]), np.ones([3, 1]), loss="mse"
+        )
+
+
 def test_a_function_of_one_output_does_not_mix_examples():
     keras.config.set_dtype_policy("float64")
     model = keras.Sequential(

@@ -57,6 +57,37 @@ def test_every_measured_step_reaches_callbacks_with_its_number(steps, jit):
     )
 
 
+class Sum(keras.layers.Layer):
+    """Of what is there."""
+
+    def call(self, x, y=None):
+        return x if y is None else x + y
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_inputs_that_are_not_there_are_none(steps):
+    """Data sets have `Optional` for them, for which Keras's steps get None."""
+
+    def run(**kwargs):
+        keras.utils.set_random_seed(1)
+        x, y = keras.Input((4,), name="x"), keras.Input((4,), optional=True)
+        network = keras.Model([x, y], keras.layers.Dense(3)(Sum()(x, y)))
+        model = FisherModel(network, **kwargs) if kwargs else network
+        training.compiled(model, steps_per_execution=steps)
+        data = np.random.default_rng(0).normal(size=(16, 4)), np.arange(16) % 3
+        nothing = tf.experimental.Optional.empty(None)
+        batches = tf.data.Dataset.from_tensor_slices(data).batch(4)
+        batches = batches.map(lambda x, y: ((x, nothing), y))
+        model.fit(batches, verbose=0)
+        found = model.evaluate([data[0], None], data[1], verbose=0)
+        return network.get_weights(), found
+
+    weights, expected = run()
+    measured, found = run(trace_every=1)
+    training.assert_equal(measured, weights)
+    assert found == expected
+
+
 def test_measurements_name_every_variable():
     model = FisherModel(training.network(), 0.1, trace_every=1)
     assert model.measurements.step.shape == (0,)

@@ -230,6 +230,15 @@ def test_steps_that_are_done_again_are_measured_again():
     assert (early.early_step, early.early_trace) == (5, 9.0)
 
 
+def test_a_crossing_before_what_is_done_again_stays():
+    early = EarlyPhase("loss", 1.3)
+    _run(early, _CALLS)
+    assert (early.early_step, early.early_trace) == (3, 60.0)
+    _run(early, [(0.9, [(5, 10.0)]), (0.6, [(6, 9.0)])], start=5)
+    assert (early.early_step, early.early_trace) == (3, 60.0)
+    assert early.steps == [0, 2, 3, 5, 6]
+
+
 @pytest.mark.parametrize("threshold", [1.0, None])
 def test_a_run_seen_from_its_middle_may_have_crossed_before(threshold):
     early = EarlyPhase("loss", threshold)

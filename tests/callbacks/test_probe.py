@@ -123,6 +123,12 @@ def test_an_empty_probe_is_refused(probe):
         FisherTensorBoard("unused", probe=probe)
 
 
+def test_a_probe_has_no_weights():
+    x, y = written_curves.X, written_curves.Y
+    with pytest.raises(ValueError, match="a tuple of 3"):
+        FisherTensorBoard("unused", probe=(x, y, np.ones(len(x))))
+
+
 def test_a_probe_of_another_shape_is_refused_before_training(tmp_path):
     model = written_curves.model()
     before = model.get_weights()

@@ -230,6 +230,26 @@ def test_the_early_trace_is_written_once(tmp_path):
     assert early.steps == [s for s, _ in curves["fisher/trace"]]
 
 
+class Interrupt(keras.callbacks.Callback):
+    def __init__(self, batch):
+        super().__init__()
+        self._batch = batch
+
+    def on_train_batch_end(self, batch, logs=None):
+        if batch == self._batch:
+            raise KeyboardInterrupt
+
+
+def test_the_early_trace_is_written_when_it_is_known(tmp_path):
+    early = EarlyPhase("loss", threshold=1e9)
+    board = FisherTensorBoard(tmp_path, early_phase=early)
+    with pytest.raises(KeyboardInterrupt):
+        written_curves.fit(written_curves.model(), [board, Interrupt(3)])
+    curves = written_curves.read_curves(tmp_path / "train")
+    assert curves["fisher/early_threshold"] == [(0, np.float32(1e9))]
+    assert curves["fisher/early_trace"] == curves["fisher/trace"][:1]
+
+
 def test_models_of_other_kinds_are_refused(tmp_path):
     network = written_curves.model().model
     network.compile("sgd", "mse")

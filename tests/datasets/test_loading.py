@@ -16,6 +16,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from keras_fisher.datasets import load
+from keras_fisher.datasets import random_state
 
 _ROOT = pathlib.Path(__file__).parents[2]
 
@@ -162,6 +163,18 @@ def test_loading_leaves_the_global_random_state_alone(tmp_path, name):
         load(name, "train", data_dir=tmp_path)
         drawn = random.random(), np.random.rand()
         assert drawn == expected, f"after {moment}: {drawn}, not {expected}"
+
+
+def test_what_is_borrowed_is_random_anew():
+    random.seed(3)
+    np.random.seed(3)
+    before = random.getstate(), np.random.get_state()[1].tolist()
+    drawn = []
+    for _ in range(2):
+        with random_state.borrowed_random_state():
+            drawn += [random.random(), np.random.random()]
+    assert len({*drawn}) == 4, drawn
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before
 
 
 def test_builder_alone_leaves_the_global_random_state_alone(data_dir, tmp_path):

@@ -321,6 +321,11 @@ def test_wrong_structures_are_refused():
         Joint([None, None])
     with pytest.raises(ValueError, match="labels have to be a list"):
         Joint(_PARTS).negative_log_likelihood([1, 2], model(x))
+    with pytest.raises(ValueError, match=r"labels .* one of the shape"):
+        Joint(_PARTS).negative_log_likelihood(np.ones(2), model(x))
+    for outputs in ({"a": model(x)["a"]}, [*model(x).values()][:2], tf.ones(2)):
+        with pytest.raises(ValueError, match="outputs have to be a list"):
+            Joint(_PARTS).sample(outputs, [0, 0])
     with pytest.raises(ValueError, match="several outputs"):
         forward = FisherPenalty().forward(model, x)
         FisherPenalty()(forward, Categorical())

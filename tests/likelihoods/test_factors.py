@@ -148,5 +148,7 @@ def test_score_is_the_derivative_of_weighted_examples(name):
     expected = distributions.gradient(
         lambda o: weights * likelihood.negative_log_likelihood(y, o), outputs
     )
+    # Of any dtype.
+    weights = tf.cast(weights, tf.float64)
     score = likelihood.score(y, outputs, weights=weights)
     np.testing.assert_allclose(score, expected, rtol=1e-6)
