@@ -109,8 +109,6 @@ class Evaluation(RawData):
         # Logs of a step are means over replicas. As an epoch ends, Keras asks
         # the metrics, which have added up what all have seen, if nothing else
         # is in the logs; and here what is ours is.
-        if not isinstance(logs, dict):
-            return logs
         counted = self.get_metrics_result()
         ours = {**self._memorization.result(), **dict.fromkeys(LOGGED)}
         if counted.keys() - logs.keys() or logs.keys() - {*counted, *ours}:

@@ -292,6 +292,22 @@ def test_bad_arguments(arguments, message):
         )
 
 
+class OfFewExamples(keras.layers.Layer):
+    def call(self, x):
+        if x.shape[0] is not None and x.shape[0] > networks.BATCH:
+            raise ValueError("There are too many for me.")
+        return x
+
+
+def test_what_a_layer_says_of_other_numbers_of_examples_is_heard():
+    model = keras.Sequential([keras.Input((4,)), OfFewExamples()])
+    model.add(keras.layers.Dense(3))
+    x, y = np.ones([networks.BATCH, 4]), np.zeros(networks.BATCH, int)
+    likelihood = keras_fisher.likelihoods.Categorical(from_logits=True)
+    with pytest.raises(ValueError, match="too many for me"):
+        keras_fisher.fisher_trace(model, x, y, likelihood=likelihood)
+
+
 def test_bad_models_and_labels():
     model, x = enumeration.classifier(3)
     with pytest.raises(ValueError, match="are not: they range"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 import written_curves
 
 from keras_fisher import FisherModel
@@ -121,6 +122,21 @@ def test_the_probe_does_not_change_what_is_trained(tmp_path):
 def test_an_empty_probe_is_refused(probe):
     with pytest.raises(ValueError, match="at least one example"):
         FisherTensorBoard("unused", probe=probe)
+
+
+def test_a_probe_may_be_a_data_set(tmp_path):
+    x, y = written_curves.X[:16], written_curves.Y[:16]
+    batches = tf.data.Dataset.from_tensor_slices((x, y)).batch(16)
+    curves = []
+    for name, probe in (("arrays", (x, y)), ("batches", batches)):
+        board = FisherTensorBoard(
+            tmp_path / name, probe=probe, probe_estimator="empirical"
+        )
+        written_curves.fit(written_curves.model(), [board], epochs=1)
+        read = written_curves.read_curves(tmp_path / name / "train")
+        curves.append({"probe": read["fisher/probe_trace"]})
+    assert len(curves[0]["probe"]) == 2
+    written_curves.assert_same_curves(*curves)
 
 
 def test_a_probe_has_no_weights():

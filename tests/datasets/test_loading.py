@@ -186,6 +186,19 @@ def test_builder_alone_leaves_the_global_random_state_alone(data_dir, tmp_path):
     assert np.random.rand() == expected
 
 
+def test_what_a_package_lacks_itself_is_not_explained(tmp_path, monkeypatch):
+    package = tmp_path / "mnist1d"
+    package.mkdir()
+    (package / "__init__.py").write_text("import no_such_module")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [*sys.modules]:
+        if name.partition(".")[0] == "mnist1d":
+            monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(ImportError, match="no_such_module") as error:
+        load("mnist1d", "train", data_dir=tmp_path)
+    assert "pip install" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("name", "module", "package"),
     [

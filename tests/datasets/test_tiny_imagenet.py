@@ -1,6 +1,7 @@
 """Tests of `keras_fisher.datasets.load("tiny_imagenet", ...)`."""
 
 import os
+import pathlib
 import sys
 
 import numpy as np
@@ -134,6 +135,20 @@ def test_links_are_written_once_and_anew_if_the_images_change(
         "tiny_imagenet", data_dir=data_dir, manual_dir=archive, with_info=True
     )
     assert info.features["label"].num_classes == 4
+
+
+def test_links_that_another_process_has_written_are_taken(
+    archive, data_dir, monkeypatch
+):
+    rename = pathlib.Path.rename
+
+    def late(self, target):
+        rename(self, target)  # as the other one does, a moment before
+        raise FileExistsError(target)
+
+    monkeypatch.setattr(pathlib.Path, "rename", late)
+    datasets = load("tiny_imagenet", data_dir=data_dir, manual_dir=archive)
+    assert sorted(_pairs(datasets["test"])) == _TEST
 
 
 def test_folder_is_found_where_tfds_keeps_manual_downloads(

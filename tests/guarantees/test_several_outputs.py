@@ -311,6 +311,15 @@ def test_one_loss_counts_for_all_outputs():
     assert [type(part) for part in joint.likelihoods] == [Categorical] * 2
 
 
+def test_a_config_of_several_is_read_by_the_names_of_outputs():
+    model = _network("dict")
+    joint = likelihoods.of_model(_PARTS, model)
+    config = keras.saving.serialize_keras_object(joint)
+    read = likelihoods.of_model(config, model)
+    assert isinstance(read, Joint) and read.names == joint.names
+    assert [*map(type, read.likelihoods)] == [*map(type, joint.likelihoods)]
+
+
 def test_wrong_structures_are_refused():
     model, (x, y) = _network("dict"), _data("dict")
     with pytest.raises(ValueError, match=r"called \['a', 'b', 't'\].*'z'"):
