@@ -108,6 +108,15 @@ def test_noisy_accuracies_know_the_loss_without_any_trace(trace_every):
     assert isinstance(model.likelihood, likelihoods.Gaussian)
 
 
+def test_a_likelihood_that_is_to_be_found_is_not_the_one_before():
+    network = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    model = FisherModel(network, likelihood=likelihoods.Gaussian())
+    model.likelihood = "auto"
+    assert model.likelihood is None
+    model.compile("sgd", keras.losses.BinaryCrossentropy(from_logits=True))
+    assert isinstance(model.likelihood, likelihoods.Bernoulli)
+
+
 def test_a_regularizer_of_the_wrapper_is_refused():
     with pytest.raises(ValueError, match=r"activity_regularizer.*wrapped"):
         FisherModel(training.network(), activity_regularizer="l2")

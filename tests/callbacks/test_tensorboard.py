@@ -276,6 +276,16 @@ def test_evaluation_alone_is_written_as_keras_does(tmp_path):
     assert len(written_curves.scalars(tmp_path / "validation", tag)) == 1
 
 
+def test_evaluation_after_a_fit_is_written_to_its_run(tmp_path):
+    board, model = FisherTensorBoard(tmp_path), written_curves.model()
+    written_curves.fit(model, [board], epochs=1)
+    x, y = written_curves.X, written_curves.Y
+    loss, _ = model.evaluate(x, y, verbose=0, callbacks=[board])
+    tag = "evaluation_loss_vs_iterations"
+    [(step, value)] = written_curves.scalars(tmp_path / "validation", tag)
+    assert (step, value) == (5, np.float32(loss))
+
+
 @pytest.mark.few(1)
 @pytest.mark.parametrize("update_freq", ["epoch", 1])
 def test_a_loop_of_ones_own_needs_no_epochs(update_freq, tmp_path):
