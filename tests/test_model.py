@@ -230,15 +230,32 @@ def test_wraps_models_with_several_inputs():
 
 @pytest.mark.few(1)
 @pytest.mark.parametrize(
-    "loss, outputs, activation",
+    "loss, outputs, activation, expected",
     [
-        (keras.losses.BinaryCrossentropy(from_logits=True), 1, None),
-        ("binary_crossentropy", 1, "sigmoid"),
-        ("mse", 1, None),
-        ("sparse_categorical_crossentropy", 3, "softmax"),
+        (
+            keras.losses.BinaryCrossentropy(from_logits=True),
+            1,
+            None,
+            likelihoods.Bernoulli(from_logits=True),
+        ),
+        (
+            "binary_crossentropy",
+            1,
+            "sigmoid",
+            likelihoods.Bernoulli(from_logits=False),
+        ),
+        ("mse", 1, None, likelihoods.Gaussian()),
+        (
+            "sparse_categorical_crossentropy",
+            3,
+            "softmax",
+            likelihoods.Categorical(from_logits=False),
+        ),
     ],
 )
-def test_likelihood_is_inferred_from_the_loss(loss, outputs, activation):
+def test_likelihood_is_inferred_from_the_loss(
+    loss, outputs, activation, expected
+):
     network = training.network(outputs, activation=activation)
     model = training.compiled(FisherModel(network, 0.1), loss)
     y = (
@@ -248,7 +265,6 @@ def test_likelihood_is_inferred_from_the_loss(loss, outputs, activation):
     )
     logs = model.fit(training.X, y, batch_size=8, verbose=0).history
     assert logs["fisher_penalty"][0] > 0
-    expected = likelihoods.get(loss)
     assert repr(model.likelihood) == repr(expected)
 
 
@@ -261,21 +277,24 @@ def test_a_given_likelihood_frees_the_loss():
 def test_auxiliary_losses_and_weights_are_no_part_of_the_penalty():
     def penalties(**kwargs):
         network = training.network(dropout=False)
-        network.layers[0].kernel_regularizer = keras.regularizers.L2(
+        network.layers[0].kernel.regularizer = keras.regularizers.L2(
             kwargs.pop("decay", 0.0)
         )
         model = FisherModel(network, 0.1, seed=3)
         training.compiled(model, optimizer=keras.optimizers.SGD(0.0))
-        return training.fit(model, **kwargs).history["fisher_penalty"]
+        logs = training.fit(model, **kwargs).history
+        return logs["fisher_penalty"], logs["loss"]
 
-    expected = penalties()
+    expected, loss = penalties()
     weights = np.linspace(0, 9, 50)
     for options in (
         dict(decay=0.1),
         dict(sample_weight=weights),
         dict(class_weight={0: 9.0, 1: 0.1, 2: 0.0}),
     ):
-        np.testing.assert_array_equal(penalties(**options), expected)
+        found, other_loss = penalties(**options)
+        np.testing.assert_array_equal(found, expected)
+        assert abs(other_loss[0] / loss[0] - 1) > 0.01, options
 
 
 def test_public_names():

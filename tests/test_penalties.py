@@ -360,8 +360,8 @@ def test_get_refuses_the_rest(identifier):
     ],
 )
 def test_penalties_survive_serialization(cls):
-    penalty = cls(
-        0.3,
+    given = dict(
+        alpha=0.3,
         fraction=0.5,
         every=10,
         reuse=False,
@@ -369,10 +369,15 @@ def test_penalties_survive_serialization(cls):
         stop=90,
         micro_batch_size=8,
         method="finite_difference",
-        exclude=["bias$", "gamma"],
+        exclude=("bias$", "gamma"),
+        bound=0.5,
+        warmup_steps=7,
     )
+    penalty = cls(**given)
     config = keras.saving.serialize_keras_object(penalty)
     again = penalties.get(config)
+    found = {name: getattr(again, name) for name in given}
+    assert {**found, "exclude": tuple(again.exclude)} == given
     assert type(again) is cls
     assert again.get_config() == penalty.get_config()
     assert "alpha=0.3" in repr(penalty)

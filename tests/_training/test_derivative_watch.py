@@ -83,14 +83,33 @@ def test_it_looks_at_the_first_penalty(penalty, steps, recwarn):
     assert len(_warnings_of(recwarn)) == 1
 
 
+def _looks(monkeypatch) -> list:
+    """Gets an entry for each look, which then finds nothing."""
+    seen = []
+
+    def look(*args, **kwargs):
+        seen.append(args)
+        return []
+
+    monkeypatch.setattr(derivative_check, "check", look)
+    return seen
+
+
 @pytest.mark.parametrize(
-    "penalty",
-    [FisherPenalty(0.1, method="finite_difference"), None],
-    ids=["differences", "none"],
+    "penalty, count",
+    [
+        (FisherPenalty(0.1, method="finite_difference"), 0),
+        (None, 0),
+        (FisherPenalty(0.1), 1),
+    ],
+    ids=["differences", "none", "exact"],
 )
-def test_what_needs_no_second_derivative_is_not_looked_at(penalty, monkeypatch):
-    monkeypatch.setattr(derivative_check, "check", None)
+def test_what_needs_no_second_derivative_is_not_looked_at(
+    penalty, count, monkeypatch
+):
+    looks = _looks(monkeypatch)
     training.fit(_model(foreign.wrong_in_x, penalty))
+    assert len(looks) == count
 
 
 @pytest.mark.parametrize("mode", ["graph", "several"])
@@ -105,18 +124,20 @@ def test_layers_that_run_in_graphs_alone_are_trained(mode, recwarn):
     assert not _warnings_of(recwarn)
 
 
-def test_networks_that_are_known_are_not_looked_at(monkeypatch):
-    monkeypatch.setattr(derivative_check, "check", None)
-    model = training.compiled(FisherModel(training.network(), 0.1))
+@pytest.mark.parametrize("is_known", [True, False])
+def test_networks_that_are_known_are_not_looked_at(is_known, monkeypatch):
+    looks = _looks(monkeypatch)
+    network = training.network() if is_known else _network(foreign.right)
+    model = training.compiled(FisherModel(network, 0.1))
+    own, on_the_host = tf.py_function, []
+
+    def noted(*args, **kwargs):
+        on_the_host.append(args)
+        return own(*args, **kwargs)
+
+    monkeypatch.setattr(tf, "py_function", noted)
     training.fit(model)
-    graph = model.train_function._many_steps.get_concrete_function(
-        iter(tf.data.Dataset.from_tensors((training.X, training.Y)))
-    ).graph
-    assert not [
-        operation
-        for operation in graph.get_operations()
-        if "PyFunc" in operation.type
-    ]
+    assert len(looks) == len(on_the_host) == (not is_known)
 
 
 @pytest.mark.parametrize("mode", ["graph", "eager"])
@@ -131,7 +152,7 @@ def test_training_is_the_same_to_the_bit(mode, monkeypatch):
     training.assert_equal(*found)
 
 
-def test_several_replicas(recwarn):
+def test_under_a_strategy_of_one(recwarn):
     strategy = tf.distribute.MirroredStrategy(["CPU:0"])
     with strategy.scope():
         model = _model(foreign.wrong_in_x)

@@ -39,7 +39,8 @@ def test_a_finite_gradient_is_usable_whatever_its_scale(scale):
     ("x", "factor"),
     [
         ([1.0, _NAN], 1.0),
-        ([1.0, 1e20], 1.0),  # the value overflows
+        ([1.0, 1e20], 1.0),  # both overflow
+        ([6e12, 6e12], 1e-8),  # the value does
         ([1e12, 1.0], 1e-4),  # the square of the gradient does
     ],
 )

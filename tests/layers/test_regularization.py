@@ -151,7 +151,7 @@ def test_finite_difference_reaches_the_layers_in_front_of_it(options):
     found = []
     for method in ("exact", "finite_difference"):
         keras.utils.set_random_seed(3)
-        penalty = FisherPenalty(0.5, method=method, **options)
+        penalty = FisherPenalty(0.5, method=method, bound=None, **options)
         model = keras.Sequential(
             [
                 keras.Input((6,), dtype="float64"),
@@ -345,6 +345,8 @@ def test_variables_that_are_new_since_a_fit_are_penalized(change):
     logs = _fit(model)
     assert np.isfinite(logs["loss"]).all() and logs["fisher_trace"][-1] > 0
     assert np.abs(first.kernel.numpy() - before).max() > 0
+    # Stored for the steps between.
+    assert all(map(np.any, layer.state.gradients(network)))
 
 
 def test_layers_in_float8_are_refused():

@@ -142,7 +142,9 @@ def test_what_has_one_is_not(kind, mode):
 @pytest.mark.parametrize(
     "act",
     [
-        lambda model: [model.evaluate(training.X, training.Y, verbose=0)] * 2,
+        lambda model: [
+            model.evaluate(training.X, training.Y, verbose=0) for _ in range(2)
+        ],
         lambda model: model.predict(training.X, verbose=0),
         lambda model: [model(training.X, training=True) for _ in range(4)],
         lambda model: (
@@ -154,7 +156,16 @@ def test_what_has_one_is_not(kind, mode):
     ids=["evaluate", "predict", "draws", "other weights"],
 )
 def test_what_does_not_train_is_not(act):
-    assert not _told(lambda: act(_model(WithoutLosses)))
+    def epoch(act):
+        model = _model(WithoutLosses)
+        # As an epoch of `fit` does: it is told at the end.
+        model.reset_metrics()
+        act(model)
+        model.get_metrics_result()
+
+    assert not _told(lambda: epoch(act))
+    data = tf.constant(training.X[:8]), tf.constant(training.Y[:8])
+    assert _told(lambda: epoch(lambda model: model.train_step(data)))
 
 
 def test_what_is_built_as_it_is_evaluated_is_not():
@@ -175,7 +186,7 @@ def test_a_frozen_layer_and_a_rate_of_zero_are_not():
     assert not _told(lambda: training.fit(model))
 
 
-def test_several_replicas():
+def test_under_a_strategy_of_one():
     strategy = tf.distribute.MirroredStrategy(["CPU:0"])
     for kind, count in ((WithoutLosses, 1), (Stepping, 0)):
         with strategy.scope():
