@@ -105,6 +105,14 @@ IMAGE_COMMANDS = (
         *_FIVE_SEEDS,
         "--strengths=bounded FP:1",
     ),
+    # Without a second derivative, at little more than no method costs.
+    (
+        "label_noise.py",
+        "--name=label_noise_others",
+        *_FIVE_SEEDS,
+        "--strengths=label smoothing:0.1,0.2,0.4,0.8",
+        "--strengths=mixup:0.2,0.4,0.7,1",
+    ),
     (
         "label_noise.py",
         "--name=label_noise_20",
